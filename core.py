@@ -1,0 +1,465 @@
+"""DRAW, a recurrent variational autoencoder that paints an image in T steps, as Gluon HybridBlocks.
+
+Equation numbers are those of Gregor, Danihelka, Graves, Rezende and Wierstra, "DRAW: A Recurrent Neural
+Network For Image Generation", 2015 (arXiv:1502.04623).
+
+Letters: T steps, N x N filters, A = image width, B = image height (so the batch axis is spelled `batch`).
+An image is a row of height * width numbers, row by row. A window is the five numbers of Eqn. 21 in the paper's
+order: (g~_X, g~_Y, log sigma^2, log delta~, log gamma), sigma^2 being the variance of the Gaussian filters.
+
+Fast operators of MXNet 1.9.1 are chosen on purpose: `Activation` runs in oneDNN where `F.sigmoid` and `F.tanh`
+are scalar loops, and a product with ones (`_expand`) has a matrix product for a backward pass where `broadcast_*`
+has a slow reduction. There is no 2-D `concat` inside the recurrence: it leaks memory under autograd.
+"""
+from mxnet import init, nd
+from mxnet.gluon import HybridBlock, nn
+
+# Beyond these limits no filter changes in float32; without them exp() overflows, and inf * 0 is nan.
+_LOG_SIGMA2_LIMITS = {'a_min': -20, 'a_max': 20}
+_LOG_DELTA_LIMITS = {'a_min': -20, 'a_max': 12}  # a stride of e^12 images is far outside, and a - mu still exact
+_OUTSIDE = -1e30  # a logit that softmax turns into exactly 0
+
+
+def _sigmoid(F, x):
+    return F.Activation(x, act_type='sigmoid')
+
+
+def _tanh(F, x):
+    return F.Activation(x, act_type='tanh')
+
+
+def _columns(F, x, begin, end):
+    return F.slice_axis(x, axis=1, begin=begin, end=end)
+
+
+def _expand(F, x, size, factor=1.):
+    """factor * x repeated along axis 1: (batch, 1) -> (batch, size)."""
+    return F.FullyConnected(x, F.full((size, 1), factor), no_bias=True, num_hidden=size)
+
+
+def _check_sizes(**sizes):
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f'{name} must be at least 1, not {size}')
+
+
+def _dense(units, in_units, use_bias=True):
+    return nn.Dense(units, in_units=in_units, use_bias=use_bias, weight_initializer=init.Xavier())
+
+
+def filterbank(F, params, filter_size, image_shape):
+    """Gaussian filters of an attention window, Eqns. 19-26 (Sec. 3.2).
+
+    Both banks are one softmax over the pixels, which is Eqns. 25-26 with the exact normalisers Z: every row sums to
+    1 and nothing divides by zero, also for a window far outside the image. log sigma^2 is clipped to [-20, 20] and
+    log delta~ to [-20, 12], where no float32 filter changes any more.
+
+    Parameters
+    ----------
+    F : mxnet.ndarray or mxnet.symbol
+    params : NDArray or Symbol
+        Windows, shape (batch, 5).
+    filter_size : int
+        N. With N = 1 the stride (Eqn. 24) has no meaning and the only filter stands at the centre.
+    image_shape : tuple of int
+        (height, width).
+
+    Returns
+    -------
+    F_x : (batch, N, width), horizontal filters
+    F_y : (batch, N, height), vertical filters
+    gamma : (batch, 1), intensity
+    """
+    N, (height, width) = filter_size, image_shape
+    length = max(height, width)
+    centre = _columns(F, params, 0, 2)                                                   # (batch, 2): g~_X, g~_Y
+    precision = F.exp(-F.clip(_columns(F, params, 2, 3), **_LOG_SIGMA2_LIMITS))          # (batch, 1): 1 / sigma^2
+    delta = F.exp(F.clip(_columns(F, params, 3, 4), **_LOG_DELTA_LIMITS))                # (batch, 1): delta~
+    gamma = F.exp(_columns(F, params, 4, 5))
+
+    # Eqns. 19-20, 22-24: mu = g + (i - N/2 - 0.5) * delta for i = 1..N, along X then along Y, as one linear map.
+    x_rows = F.concat(F.full((N,), (width + 1) / 2), F.zeros((N,)), dim=0)
+    y_rows = F.concat(F.zeros((N,)), F.full((N,), (height + 1) / 2), dim=0)
+    g = F.FullyConnected(centre, F.stack(x_rows, y_rows, axis=1), x_rows + y_rows, num_hidden=2 * N)  # Eqns. 22-23
+    stride = (length - 1) / max(N - 1, 1)                                                # Eqn. 24
+    offsets = F.tile(F.arange(0.5 - N / 2, N / 2) * stride, reps=2)                      # (2N,)
+    mu = g + F.FullyConnected(delta, F.reshape(offsets, (-1, 1)), no_bias=True, num_hidden=2 * N)     # (batch, 2N)
+
+    # Eqns. 25-26: -(a - mu)^2 / (2 sigma^2) for the pixels a = 1..A (and b = 1..B), then the normaliser Z.
+    distance = F.FullyConnected(F.reshape(mu, (-1, 1)), F.full((length, 1), -1.), F.arange(1, length + 1),
+                                num_hidden=length)                                       # (batch * 2N, length)
+    squares = F.square(F.reshape(distance, (-1, 2 * N * length)))
+    logits = F.reshape(squares * _expand(F, precision, 2 * N * length, -0.5), (-1, 2 * N, length))
+    if height != width:
+        last = F.reshape(F.concat(F.full((N,), width), F.full((N,), height), dim=0), (1, -1, 1))
+        pixels = F.reshape(F.arange(1, length + 1), (1, 1, -1))
+        logits = F.broadcast_add(logits, F.broadcast_greater(pixels, last) * _OUTSIDE)
+    filters = F.softmax(logits, axis=-1)
+    F_x = F.slice_axis(F.slice_axis(filters, axis=1, begin=0, end=N), axis=2, begin=0, end=width)
+    F_y = F.slice_axis(F.slice_axis(filters, axis=1, begin=N, end=2 * N), axis=2, begin=0, end=height)
+    return F_x, F_y, gamma
+
+
+class _Window(HybridBlock):
+    """What selective attention shares: N, the image's shape, and the map from h_dec to the window (Eqn. 21)."""
+
+    def __init__(self, filter_size, image_shape, **kwargs):
+        super().__init__(**kwargs)
+        if not 1 <= filter_size <= min(image_shape):
+            raise ValueError(f'filter_size must be from 1 to {min(image_shape)} for {image_shape[0]}x{image_shape[1]} '
+                             f'images (height x width), not {filter_size}')
+        self._filter_size, self._image_shape = filter_size, tuple(image_shape)
+
+    def build(self, num_recurrent_units, image_shape):
+        _check_same_shape(self._image_shape, image_shape)
+        with self.name_scope():
+            self.window = _dense(5, num_recurrent_units)
+
+
+def _check_same_shape(own, image_shape):
+    if own != tuple(image_shape):
+        raise ValueError(f'a block for {own} images (height, width) in a network for {tuple(image_shape)}')
+
+
+class NoAttentionRead(HybridBlock):
+    """The whole image and the whole error image: r_t = [x, x_hat_t] (Eqn. 17).
+
+    Inputs:
+        - **x**: images, shape (batch, height * width).
+        - **x_hat**: error images (Eqn. 3), shape (batch, height * width).
+        - **h_dec**: h_dec_{t-1}, shape (batch, units); not used.
+
+    Outputs:
+        - the halves of r_t that come from x and from x_hat, each (batch, height * width), and no window (None).
+    """
+
+    static = True  # the half from x is the same at every step: DRAW multiplies it once, before the first
+
+    def build(self, num_recurrent_units, image_shape):
+        self.num_values = image_shape[0] * image_shape[1]
+
+    def hybrid_forward(self, F, x, x_hat, h_dec):
+        return x, x_hat, None
+
+
+class SelectiveAttentionRead(_Window):
+    """N x N glimpses of the image and of the error image: r_t = gamma [F_y x F_x^T, F_y x_hat F_x^T] (Eqn. 27).
+
+    Parameters
+    ----------
+    filter_size : int
+        N, from 1 to the image's shorter side; ValueError otherwise.
+    image_shape : tuple of int
+        (height, width).
+
+    Inputs:
+        - **x**: images, shape (batch, height * width).
+        - **x_hat**: error images (Eqn. 3), shape (batch, height * width).
+        - **h_dec**: h_dec_{t-1}, shape (batch, units).
+
+    Outputs:
+        - the halves of r_t that come from x and from x_hat, each (batch, N * N), and the window (batch, 5).
+    """
+
+    static = False
+
+    def build(self, num_recurrent_units, image_shape):
+        super().build(num_recurrent_units, image_shape)
+        self.num_values = self._filter_size ** 2
+
+    def hybrid_forward(self, F, x, x_hat, h_dec):
+        N = self._filter_size
+        window = self.window(h_dec)                                                      # Eqn. 21
+        F_x, F_y, gamma = filterbank(F, window, N, self._image_shape)
+        gamma = _expand(F, gamma, N * N)
+
+        def glimpse(image):                                                              # Eqn. 27
+            image = F.reshape(image, (-1,) + self._image_shape)                          # (batch, B, A)
+            patch = F.batch_dot(F.batch_dot(F_y, image), F_x, transpose_b=True)          # (batch, N, N)
+            return F.reshape(patch, (-1, N * N)) * gamma
+
+        return glimpse(x), glimpse(x_hat), window
+
+
+class NoAttentionWrite(HybridBlock):
+    """A linear map from h_dec to the whole canvas (Eqn. 18).
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        (height, width).
+
+    Inputs:
+        - **h_dec**: h_dec_t, shape (batch, units).
+
+    Outputs:
+        - what is added to the canvas, shape (batch, height * width), and no window (None).
+    """
+
+    def __init__(self, image_shape, **kwargs):
+        super().__init__(**kwargs)
+        self._image_shape = tuple(image_shape)
+
+    def build(self, num_recurrent_units, image_shape):
+        _check_same_shape(self._image_shape, image_shape)
+        with self.name_scope():
+            self.image = _dense(image_shape[0] * image_shape[1], num_recurrent_units)
+
+    def hybrid_forward(self, F, h_dec):
+        return self.image(h_dec), None
+
+
+class SelectiveAttentionWrite(_Window):
+    """An N x N patch put through the transposed filters: 1/gamma^ F_y^T w_t F_x (Eqns. 28-29).
+
+    Parameters
+    ----------
+    filter_size : int
+        N, from 1 to the image's shorter side; ValueError otherwise.
+    image_shape : tuple of int
+        (height, width).
+
+    Inputs:
+        - **h_dec**: h_dec_t, shape (batch, units).
+
+    Outputs:
+        - what is added to the canvas, shape (batch, height * width), and the window (batch, 5).
+    """
+
+    def build(self, num_recurrent_units, image_shape):
+        super().build(num_recurrent_units, image_shape)
+        with self.name_scope():
+            self.patch = _dense(self._filter_size ** 2, num_recurrent_units)
+
+    def hybrid_forward(self, F, h_dec):
+        N, (height, width) = self._filter_size, self._image_shape
+        window = self.window(h_dec)                                                      # Eqn. 21
+        F_x, F_y, gamma = filterbank(F, window, N, self._image_shape)
+        patch = self.patch(h_dec) * _expand(F, 1 / gamma, N * N)                         # Eqn. 28, with the 1/gamma^
+        rows = F.batch_dot(F.reshape(patch, (-1, N, N)), F_x)                            # (batch, N, A)
+        image = F.batch_dot(F_y, rows, transpose_a=True)                                 # (batch, B, A), Eqn. 29
+        return F.reshape(image, (-1, height * width)), window
+
+
+def lstm(F, gates, c, num_units):
+    """One step of an LSTM with forget gates.
+
+    Parameters
+    ----------
+    gates : NDArray or Symbol
+        Sum of the products of all inputs, shape (batch, 4 * num_units): input, forget, output gate, candidate.
+    c : NDArray or Symbol
+        Cell state, shape (batch, num_units).
+
+    Returns
+    -------
+    h, c : the next hidden and cell state, each (batch, num_units)
+    """
+    sigmoids = _sigmoid(F, _columns(F, gates, 0, 3 * num_units))
+    candidate = _tanh(F, _columns(F, gates, 3 * num_units, 4 * num_units))
+    input_gate, forget_gate, output_gate = (
+        _columns(F, sigmoids, k * num_units, (k + 1) * num_units) for k in range(3))
+    c = forget_gate * c + input_gate * candidate
+    return output_gate * _tanh(F, c), c
+
+
+class DRAW(HybridBlock):
+    """The DRAW network, Eqns. 1-8: given x and eps a deterministic function, for any batch size.
+
+    The canvas starts at zero and is not learned; the initial h and c of both LSTMs are. Hybridize with
+    `static_alloc=True, static_shape=True` for speed; then run one forward pass per `autograd.record()`, since
+    MXNet 1.9.1 returns wrong gradients for two.
+
+    Parameters
+    ----------
+    read : NoAttentionRead or SelectiveAttentionRead
+    write : NoAttentionWrite or SelectiveAttentionWrite
+    image_shape : tuple of int
+        (height, width).
+    num_steps : int
+        T.
+    num_recurrent_units : int
+        Units of the encoder and of the decoder LSTM.
+    latent_dim : int
+        Size of z_t.
+
+    Inputs:
+        - **x**: images, shape (batch, height * width), values in [0, 1].
+        - **eps**: standard normal noise, fresh for every step, shape (num_steps, batch, latent_dim).
+
+    Outputs:
+        - **canvas**: the final canvas c_T, logits, shape (batch, height * width).
+        - **mu**, **log_sigma**: means and logarithms of the standard deviations of q(z_t | x), each
+          (num_steps, batch, latent_dim).
+
+    Raises ValueError for a size below 1, and for inputs whose shapes do not fit.
+    """
+
+    def __init__(self, read, write, image_shape, num_steps, num_recurrent_units, latent_dim, **kwargs):
+        super().__init__(**kwargs)
+        _check_sizes(height=image_shape[0], width=image_shape[1], num_steps=num_steps,
+                     num_recurrent_units=num_recurrent_units, latent_dim=latent_dim)
+        self._num_pixels = image_shape[0] * image_shape[1]
+        self._num_steps, self._num_units, self._latent_dim = num_steps, num_recurrent_units, latent_dim
+        units, num_gates = num_recurrent_units, 4 * num_recurrent_units
+        for block in (read, write):
+            block.build(units, image_shape)
+        with self.name_scope():
+            self.read, self.write = read, write
+            self.x_to_enc = _dense(num_gates, read.num_values)
+            self.x_hat_to_enc = _dense(num_gates, read.num_values, use_bias=False)
+            self.h_dec_to_enc = _dense(num_gates, units, use_bias=False)
+            self.h_enc_to_enc = _dense(num_gates, units, use_bias=False)
+            self.h_enc_to_q = _dense(2 * latent_dim, units)
+            self.z_to_dec = _dense(num_gates, latent_dim)
+            self.h_dec_to_dec = _dense(num_gates, units, use_bias=False)
+            for state in ('h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'):
+                setattr(self, state, self.params.get(state, shape=(1, units), init=init.Zero()))
+
+    def hybridize(self, active=True, **kwargs):
+        """Compile the whole network as one graph; `generate` and `reconstruct` call its parts as they are."""
+        super().hybridize(active, **kwargs)
+        for child in self._children.values():
+            child.hybridize(False)
+
+    def forward(self, x, *args):
+        if isinstance(x, nd.NDArray) and args:
+            self._check(args[0], x)
+        return super().forward(x, *args)
+
+    def hybrid_forward(self, F, x, eps, h_enc_0, c_enc_0, h_dec_0, c_dec_0):
+        steps = self._unroll(F, eps, (h_enc_0, c_enc_0, h_dec_0, c_dec_0), x)
+        q = F.stack(*(step['q'] for step in steps), axis=0)                              # (T, batch, 2 * latent_dim)
+        mu = F.slice_axis(q, axis=2, begin=0, end=self._latent_dim)
+        log_sigma = F.slice_axis(q, axis=2, begin=self._latent_dim, end=2 * self._latent_dim)
+        return steps[-1]['canvas'], mu, log_sigma
+
+    def generate(self, eps):
+        """Samples from the model: z_t = eps_t, from the prior N(0, 1) (Sec. 2.3).
+
+        Parameters
+        ----------
+        eps : NDArray
+            Standard normal noise, shape (num_steps, batch, latent_dim).
+
+        Returns
+        -------
+        canvases : c_0 .. c_T, logits, (num_steps + 1, batch, height * width)
+        write_windows : (num_steps, batch, 5), or None without attention
+        """
+        canvases, write_windows, _ = self._paint(eps)
+        return canvases, write_windows
+
+    def reconstruct(self, x, eps):
+        """Reconstructions of x: z_t from q(z_t | x).
+
+        Parameters
+        ----------
+        x : NDArray
+            Images, shape (batch, height * width), values in [0, 1].
+        eps : NDArray
+            Standard normal noise, shape (num_steps, batch, latent_dim).
+
+        Returns
+        -------
+        canvases : c_0 .. c_T, logits, (num_steps + 1, batch, height * width)
+        write_windows, read_windows : each (num_steps, batch, 5), or None without attention
+        """
+        return self._paint(eps, x)
+
+    def _paint(self, eps, x=None):
+        self._check(eps, x)
+        context = eps.context
+        with context:  # the constants of the filter banks are made on the context in force
+            initial = [getattr(self, name).data(context) for name in ('h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0')]
+            steps = self._unroll(nd, eps, initial, x)
+            canvases = nd.stack(nd.zeros_like(steps[0]['canvas']), *(step['canvas'] for step in steps))
+            return (canvases,) + tuple(
+                None if steps[0].get(key) is None else nd.stack(*(step[key] for step in steps))
+                for key in ('write_window', 'read_window'))
+
+    def _unroll(self, F, eps, initial, x=None):
+        """The T steps for training, reconstruction and (without x) generation; a list of what `_step` returns."""
+        eps_t = [F.reshape(F.slice_axis(eps, axis=0, begin=t, end=t + 1), (-3, 0))       # (batch, latent_dim)
+                 for t in range(self._num_steps)]
+
+        def repeat(row):  # (1, n) -> (batch, n)
+            return F.broadcast_like(row, eps_t[0], lhs_axes=(0,), rhs_axes=(0,))
+
+        state = dict(zip(('h_enc', 'c_enc', 'h_dec', 'c_dec'), map(repeat, initial)),
+                     canvas=repeat(F.zeros((1, self._num_pixels))))
+        x_gates = None if x is None or not self.read.static else self.x_to_enc(x)
+        steps = []
+        for t in range(self._num_steps):
+            state = self._step(F, state, eps_t[t], x, x_gates)
+            steps.append(state)
+        return steps
+
+    def _step(self, F, state, eps, x=None, x_gates=None):
+        """One step of the recurrence; without x, z_t is drawn from the prior and the encoder is not used."""
+        h_dec, canvas = state['h_dec'], state['canvas']
+        state = dict(state)
+        z = eps                                                                          # Sec. 2.3
+        if x is not None:
+            x_hat = x - _sigmoid(F, canvas)                                              # Eqn. 3
+            r_x, r_x_hat, state['read_window'] = self.read(x, x_hat, h_dec)              # Eqn. 4
+            gates = F.add_n(self.x_to_enc(r_x) if x_gates is None else x_gates, self.x_hat_to_enc(r_x_hat),
+                            self.h_dec_to_enc(h_dec), self.h_enc_to_enc(state['h_enc']))
+            state['h_enc'], state['c_enc'] = lstm(F, gates, state['c_enc'], self._num_units)     # Eqn. 5
+            state['q'] = self.h_enc_to_q(state['h_enc'])
+            mu = _columns(F, state['q'], 0, self._latent_dim)                            # Eqn. 1
+            sigma = F.exp(_columns(F, state['q'], self._latent_dim, 2 * self._latent_dim))       # Eqn. 2
+            z = mu + sigma * eps                                                         # Eqn. 6
+        gates = self.z_to_dec(z) + self.h_dec_to_dec(h_dec)
+        state['h_dec'], state['c_dec'] = lstm(F, gates, state['c_dec'], self._num_units)         # Eqn. 7
+        image, state['write_window'] = self.write(state['h_dec'])
+        state['canvas'] = canvas + image                                                 # Eqn. 8
+        return state
+
+    def _check(self, eps, x=None):
+        if eps.ndim != 3 or eps.shape[::2] != (self._num_steps, self._latent_dim):
+            raise ValueError(f'eps must have the shape (num_steps, batch, latent_dim) = ({self._num_steps}, batch, '
+                             f'{self._latent_dim}), not {eps.shape}')
+        if x is not None and x.shape != (eps.shape[1], self._num_pixels):
+            raise ValueError(f'x must have the shape (batch, height * width) = ({eps.shape[1]}, '
+                             f'{self._num_pixels}), not {x.shape}')
+
+
+def kl_per_step(F, mu, log_sigma):
+    """KL(q(z_t | x) || N(0, 1)) of every step, summed over the latent dimensions, in nats (Eqn. 11).
+
+    The constant of Eqn. 11 is written for a scalar z_t; here it is 1/2 per latent dimension.
+
+    Parameters
+    ----------
+    mu, log_sigma : NDArray or Symbol
+        Each (num_steps, batch, latent_dim).
+
+    Returns
+    -------
+    (num_steps, batch)
+    """
+    return 0.5 * F.sum(F.square(mu) + F.exp(2 * log_sigma) - 2 * log_sigma - 1, axis=2)
+
+
+class DRAWLoss(HybridBlock):
+    """The two parts of the negative variational bound, Eqns. 9-12, in nats per image.
+
+    `mean(reconstruction + kl)` is a one-sample estimate of the negative bound (Eqn. 12), an upper bound on
+    -log p(x) in expectation.
+
+    Inputs:
+        - **canvas**: final canvas, logits, shape (batch, height * width).
+        - **mu**, **log_sigma**: each (num_steps, batch, latent_dim).
+        - **x**: images, shape (batch, height * width).
+
+    Outputs:
+        - **reconstruction**: L^x, binary cross-entropy summed over the pixels, shape (batch,).
+        - **kl**: L^z, summed over the steps and the latent dimensions, shape (batch,).
+    """
+
+    def hybrid_forward(self, F, canvas, mu, log_sigma, x):
+        # Eqn. 9 from logits, log(1 + e^c) - x c, which neither overflows nor takes the log of a rounded 0.
+        reconstruction = F.sum(F.Activation(canvas, act_type='softrelu') - x * canvas, axis=1)
+        kl = F.sum(kl_per_step(F, mu, log_sigma), axis=0)                                # Eqn. 11
+        return reconstruction, kl

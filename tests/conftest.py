@@ -1,0 +1,17 @@
+"""Shared test set-up: repository root importable, one thread, fixed seeds."""
+import os
+import sys
+
+import numpy as np
+import pytest
+
+os.environ['OMP_NUM_THREADS'] = '1'  # read once, when mxnet is imported; subprocesses inherit it
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Start every test from the same NumPy and MXNet random streams."""
+    import mxnet as mx
+    np.random.seed(1)
+    mx.random.seed(1)

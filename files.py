@@ -1,0 +1,32 @@
+"""Writing files that are either whole or not there."""
+import os
+import uuid
+
+
+def write_whole(path, content):
+    """Give a file its final name only when it is complete on the disk; a file of that name stays until then.
+
+    Parameters
+    ----------
+    path : str or path
+    content : bytes or callable
+        The content, or a function that writes it to the path it is given.
+
+    Raises
+    ------
+    OSError
+        Nothing is left behind.
+    """
+    temporary = f'{path}.{uuid.uuid4().hex}.tmp'
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            with open(temporary, 'wb') as file:
+                file.write(content)
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)

@@ -1,0 +1,610 @@
+"""data.py: splits, damaged files, resizing, binarization, training stream, synthetic digits, downloads."""
+import contextlib
+import gzip
+import hashlib
+import http.server
+import os
+import pathlib
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import data
+from idx import idx_bytes, write_idx, write_mnist
+
+TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
+FOUR_FILES = (TRAIN, 'train-labels-idx1-ubyte', TEST, 't10k-labels-idx1-ubyte')
+
+
+def numbered_images(n, shape=(2, 3)):
+    """Image i is filled with intensity i."""
+    return np.arange(n, dtype=np.uint8).reshape(-1, 1, 1) * np.ones(shape, dtype=np.uint8)
+
+
+def error_line(folder, dataset='mnist'):
+    """The message of the DataError that load raises; it is one line."""
+    with pytest.raises(data.DataError) as caught:
+        data.load(dataset, folder, (2, 3))
+    message = str(caught.value)
+    assert message
+    assert '\n' not in message
+    return message
+
+
+@pytest.fixture(autouse=True)
+def no_mirrors(monkeypatch):
+    """No test reaches a real mirror, and no proxy stands before the loopback."""
+    monkeypatch.setattr(data, 'MIRRORS', ())
+    monkeypatch.delenv('DRAW_MNIST_MIRROR', raising=False)
+    monkeypatch.setenv('no_proxy', '*')
+
+
+# Reading MNIST files
+
+@pytest.mark.parametrize('suffix', ['', '.gz'])
+def test_last_sixth_of_training_file_is_validation(tmp_path, suffix):
+    write_idx(tmp_path / f'{TRAIN}{suffix}', numbered_images(20))
+    write_idx(tmp_path / f'{TEST}{suffix}', numbered_images(4) + 100)
+    splits = data.load('mnist', str(tmp_path), (2, 3))
+    assert tuple(splits) == data.SPLITS == ('train', 'validation', 'test')
+    for split, numbers in (('train', range(17)), ('validation', range(17, 20)), ('test', range(100, 104))):
+        assert splits[split].dtype == np.uint8
+        np.testing.assert_array_equal(splits[split], np.repeat(np.array(numbers)[:, None], 6, axis=1))
+
+
+def test_pixels_are_row_by_row(tmp_path):
+    images = np.arange(6 * 6, dtype=np.uint8).reshape(6, 2, 3)
+    write_idx(tmp_path / TRAIN, images)
+    write_idx(tmp_path / TEST, images[:1])
+    splits = data.load('mnist', tmp_path, (2, 3))
+    np.testing.assert_array_equal(splits['train'][1], [6, 7, 8, 9, 10, 11])
+
+
+def test_raw_file_comes_before_gz(tmp_path):
+    write_idx(tmp_path / TRAIN, numbered_images(6))
+    write_idx(tmp_path / TEST, numbered_images(1))
+    (tmp_path / f'{TEST}.gz').write_bytes(b'broken')
+    assert len(data.load('mnist', tmp_path, (2, 3))['test']) == 1
+
+
+def test_write_mnist_gives_loadable_images(tmp_path):
+    write_mnist(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f'{name}.gz' for name in FOUR_FILES)
+    splits = data.load('mnist', tmp_path, (28, 28))
+    assert [splits[split].shape for split in data.SPLITS] == [(100, 784), (20, 784), (30, 784)]
+    assert 5 < splits['train'].mean() < 100
+
+
+GOOD = idx_bytes(numbered_images(12))
+HEADER = GOOD[:16]
+
+
+def promise(n, height=28, width=28):
+    return struct.pack('>4I', 2051, n, height, width)
+
+
+RAW_DAMAGE = {
+    'empty': (b'', '0 bytes'),
+    'half a header': (GOOD[:7], '7 bytes'),
+    'most of a header': (GOOD[:15], '15 bytes'),
+    'no pixels': (HEADER, 'only 0'),
+    'truncated': (GOOD[:-1], 'only 71'),
+    'trailing byte': (GOOD + b'\0', 'more'),
+    'labels': (idx_bytes(np.arange(20)), '2049'),
+    'other magic': (b'PNG!' + GOOD[4:], str(int.from_bytes(b'PNG!', 'big'))),
+    'no images': (promise(0), '0 images'),
+    'no width': (promise(12, 2, 0), '2x0'),
+    'promises 2^31 images': (promise(2 ** 31) + GOOD, str(2 ** 31)),
+    'promises 2^96 bytes': (promise(2 ** 32 - 1, 2 ** 32 - 1, 2 ** 32 - 1) + GOOD, str(2 ** 32 - 1)),
+    'promises 1 GiB': (promise(2 ** 30, 1, 1) + GOOD, str(2 ** 30)),
+    'longer than promised': (promise(1, 2, 3) + bytes(60 * 2 ** 20), 'more'),
+    'too few images': (idx_bytes(numbered_images(5)), '5 images'),
+}
+GZ_DAMAGE = {
+    'empty': (b'', '0 bytes'),
+    'not gzip': (GOOD, 'gzip'),
+    'truncated gzip': (gzip.compress(GOOD)[:-9], 'ended'),
+    'no checksum': (gzip.compress(GOOD)[:-8], 'ended'),
+    'wrong checksum': (gzip.compress(GOOD)[:-8] + bytes(4) + gzip.compress(GOOD)[-4:], 'CRC'),
+    'bad deflate data': (gzip.compress(GOOD)[:10] + b'\xff' * 50, 'invalid'),
+    'bytes after gzip': (gzip.compress(GOOD) + b'x', 'gzip'),
+    **{name: (gzip.compress(content), found) for name, (content, found) in RAW_DAMAGE.items() if content},
+}
+
+
+@pytest.mark.parametrize('name, content, found', [
+    pytest.param(f'{TRAIN}{suffix}', *damage[case], id=f'{case}{suffix}')
+    for suffix, damage in (('', RAW_DAMAGE), ('.gz', GZ_DAMAGE)) for case in damage])
+def test_damaged_file_gives_one_line_and_takes_no_memory(tmp_path, name, content, found):
+    (tmp_path / name).write_bytes(content)
+    write_idx(tmp_path / TEST, numbered_images(2))
+    tracemalloc.start()
+    try:
+        message = error_line(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert str(tmp_path / name) in message
+    assert found in message.replace(str(tmp_path), '')
+    assert peak < 8 * 2 ** 20
+
+
+def test_damaged_test_file_is_named(tmp_path):
+    write_idx(tmp_path / TRAIN, numbered_images(12))
+    (tmp_path / TEST).write_bytes(GOOD[:-1])
+    assert str(tmp_path / TEST) in error_line(tmp_path)
+
+
+def test_folder_in_place_of_a_file(tmp_path):
+    (tmp_path / TRAIN).mkdir()
+    write_idx(tmp_path / TEST, numbered_images(2))
+    assert str(tmp_path / TRAIN) in error_line(tmp_path)
+
+
+def test_unknown_dataset(tmp_path):
+    assert 'cifar' in error_line(tmp_path, dataset='cifar')
+
+
+# Resizing
+
+def load_test_image(folder, image, shape):
+    write_idx(folder / TRAIN, np.zeros((6, 1, 1)))
+    write_idx(folder / TEST, np.asarray(image)[None])
+    return data.load('mnist', folder, shape)['test'].reshape(shape)
+
+
+@pytest.mark.parametrize('shape', [(6, 10), (10, 6), (24, 20), (4, 4)])
+def test_resize_keeps_orientation(tmp_path, shape):
+    top = np.zeros((12, 12))
+    top[:6] = 255
+    resized = load_test_image(tmp_path, top, shape)
+    np.testing.assert_array_equal(resized[0], 255)
+    np.testing.assert_array_equal(resized[-1], 0)
+    resized = load_test_image(tmp_path, top.T, shape)
+    np.testing.assert_array_equal(resized[:, 0], 255)
+    np.testing.assert_array_equal(resized[:, -1], 0)
+
+
+def test_resize_averages_and_keeps_grey_levels(tmp_path):
+    checkerboard = np.indices((24, 24)).sum(axis=0) % 2 * 255
+    assert np.ptp(load_test_image(tmp_path, checkerboard, (6, 8))[1:-1, 1:-1].astype(int) - 127) <= 2
+    np.testing.assert_array_equal(load_test_image(tmp_path, np.full((28, 28), 200), (13, 40)), 200)
+
+
+def test_resize_to_more_than_the_memory(tmp_path):
+    write_mnist(tmp_path)
+    with pytest.raises(data.DataError, match='100000x100000'):
+        data.load('mnist', tmp_path, (100000, 100000))
+
+
+# Randomness and binarization
+
+def first_numbers(*args):
+    return tuple(data.generator(*args).random(4))
+
+
+def test_generator_is_a_function_of_its_arguments():
+    arguments = [(0, 'noise', 0), (1, 'noise', 0), (0, 'noise', 1), (0, 'order', 0), (2 ** 32, 'noise', 0),
+                 (0, 'noise', 2 ** 32), (1, 'noise', 1), (2 ** 32 - 1, 'noise', 10 ** 12)]
+    assert len({first_numbers(*args) for args in arguments}) == len(arguments)
+    assert all(first_numbers(*args) == first_numbers(*args) for args in arguments)
+    assert first_numbers(5, 'noise') == first_numbers(5, 'noise', 0)
+
+
+def test_generator_is_the_same_in_another_process():
+    root = pathlib.Path(data.__file__).parent
+    code = 'import data; print(*data.generator(3, "noise", 7).integers(2 ** 40, size=3))'
+    outputs = {subprocess.check_output([sys.executable, '-B', '-c', code], cwd=root, text=True, timeout=60,
+                                       env={**os.environ, 'PYTHONHASHSEED': hash_seed})
+               for hash_seed in ('1', '2')}
+    assert len(outputs) == 1
+
+
+def test_first_numbers_of_neighbours_are_independent():
+    for arguments in (lambda i: (i, 'noise', 0), lambda i: (0, 'noise', i)):
+        numbers = np.array([data.generator(*arguments(i)).random() for i in range(2000)])
+        assert abs(numbers.mean() - 0.5) < 5 * 0.289 / 2000 ** 0.5
+        assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 5 / 2000 ** 0.5
+
+
+@pytest.mark.parametrize('binarization', ['dynamic', 'static'])
+def test_bernoulli_with_the_intensity_as_mean(binarization):
+    n = 4000
+    intensities = np.tile(np.arange(256, dtype=np.uint8), (n, 1))
+    pixels = data.binarize(intensities, binarization, np.random.default_rng(0))
+    assert pixels.dtype == np.float32
+    assert pixels.shape == intensities.shape
+    assert set(np.unique(pixels)) == {0, 1}
+    p = np.arange(256) / 255
+    assert np.all(abs(pixels.mean(axis=0) - p) <= 5 * np.sqrt(p * (1 - p) / n))  # exact for p = 0 and p = 1
+    assert abs((pixels.mean(axis=0) - p).mean()) < 5 * np.sqrt((p * (1 - p)).mean() / n / 256)
+
+
+def test_threshold():
+    pixels = data.binarize(np.array([[0, 1, 127], [128, 200, 255]], dtype=np.uint8), 'threshold', None)
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels, [[0, 0, 0], [1, 1, 1]])
+
+
+def test_unknown_binarization():
+    images = np.zeros((1, 4), dtype=np.uint8)
+    for call in (lambda: data.binarize(images, 'otsu', None), lambda: data.evaluation_images(images, 'otsu'),
+                 lambda: data.TrainingStream(images, 'otsu', 0)):
+        with pytest.raises(ValueError, match='otsu'):
+            call()
+
+
+def test_evaluation_images_are_fixed():
+    intensities = np.random.default_rng(0).integers(256, size=(2500, 20), dtype=np.uint8)
+    first = data.evaluation_images(intensities, 'dynamic')
+    data.TrainingStream(intensities, 'dynamic', seed=8).batch(0, 10)
+    np.random.seed(8)
+    np.testing.assert_array_equal(data.evaluation_images(intensities, 'dynamic'), first)
+    np.testing.assert_array_equal(data.evaluation_images(intensities, 'static'), first)
+    np.testing.assert_array_equal(data.evaluation_images(intensities[:7], 'static'), first[:7])
+    assert first.dtype == np.float32
+    assert abs(first.mean() - intensities.mean() / 255) < 5 * 0.5 / first.size ** 0.5
+    np.testing.assert_array_equal(data.evaluation_images(intensities, 'threshold'), intensities >= 128)
+
+
+def test_every_evaluation_image_has_its_own_random_numbers():
+    pixels = data.evaluation_images(np.full((2500, 64), 128, dtype=np.uint8), 'static')
+    assert len(np.unique(pixels, axis=0)) == 2500
+
+
+# Training stream
+
+BITS = 2 ** np.arange(6)
+CODED = ((np.arange(50)[:, None] & BITS > 0) * 255).astype(np.uint8)  # 50 images that tell their number
+
+
+def numbers_of(pixels):
+    return (pixels @ BITS).astype(int).tolist()
+
+
+@pytest.mark.parametrize('binarization', data.BINARIZATIONS)
+def test_every_epoch_is_another_permutation(binarization):
+    stream = data.TrainingStream(CODED, binarization, seed=1)
+    epochs = [numbers_of(stream.batch(50 * epoch, 50)) for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert list(range(50)) not in epochs
+    others = [numbers_of(data.TrainingStream(CODED, binarization, seed=seed).batch(0, 50)) for seed in (2, 3)]
+    assert epochs[0] not in others
+    assert others[0] != others[1]
+
+
+@pytest.fixture
+def grey():
+    return np.random.default_rng(0).integers(256, size=(10, 30), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('binarization', data.BINARIZATIONS)
+def test_random_access_equals_sequential_access(grey, binarization):
+    whole = data.TrainingStream(grey, binarization, seed=4).batch(0, 57)  # straddles five borders
+    assert whole.shape == (57, 30)
+    assert whole.dtype == np.float32
+    assert set(np.unique(whole)) == {0, 1}
+    stream = data.TrainingStream(grey, binarization, seed=4)
+    for position, batch_size in ((40, 17), (8, 4), (0, 1), (19, 25), (33, 7), (33, 7)):
+        batch = stream.batch(position, batch_size)
+        np.testing.assert_array_equal(batch, whole[position:position + batch_size])
+
+
+def test_far_position_needs_no_history(grey):
+    stream = data.TrainingStream(grey, 'dynamic', seed=4)
+    far = 10 ** 12 + 3
+    np.testing.assert_array_equal(stream.batch(far, 9), data.TrainingStream(grey, 'dynamic', 4).batch(far, 9))
+
+
+def test_stream_keeps_no_more_than_two_permutations(grey):
+    stream = data.TrainingStream(grey, 'static', seed=4)
+    for position in range(0, 200, 7):
+        stream.batch(position, 7)
+    assert len(stream._orders) == 2
+
+
+def test_an_epoch_is_permuted_once(grey, monkeypatch):
+    calls = []
+    original = data.generator
+    monkeypatch.setattr(data, 'generator', lambda *args: calls.append(args) or original(*args))
+    stream = data.TrainingStream(grey, 'dynamic', seed=4)
+    for position in range(0, 30, 5):
+        stream.batch(position, 5)
+    assert [args[2] for args in calls if args[1] == 'order'] == [0, 1, 2]
+
+
+def test_dynamic_draws_anew_and_depends_on_the_seed():
+    one = np.full((1, 200), 128, dtype=np.uint8)
+    epochs = data.TrainingStream(one, 'dynamic', seed=0).batch(0, 50)
+    assert len(np.unique(epochs, axis=0)) == 50
+    assert abs(epochs.mean() - 128 / 255) < 5 * 0.5 / epochs.size ** 0.5
+    assert np.any(epochs != data.TrainingStream(one, 'dynamic', seed=1).batch(0, 50))
+
+
+def test_static_is_drawn_once_for_all_seeds(grey):
+    def images(seed, epoch):
+        return sorted(map(tuple, data.TrainingStream(grey, 'static', seed).batch(10 * epoch, 10)))
+    assert images(0, 0) == images(0, 1) == images(7, 3)
+    assert images(0, 0) == sorted(map(tuple, data.evaluation_images(grey, 'static')))
+
+
+def test_threshold_stream(grey):
+    batch = data.TrainingStream(grey, 'threshold', seed=0).batch(0, 10)
+    assert sorted(map(tuple, batch)) == sorted(map(tuple, (grey > 127.5).astype(np.float32)))
+
+
+# Synthetic digits
+
+@pytest.fixture(scope='module')
+def synthetic():
+    return data.load('synthetic', '/nonexistent/folder', (28, 28))
+
+
+def test_synthetic_shapes(synthetic):
+    assert {split: images.shape for split, images in synthetic.items()} == {
+        'train': (20000, 784), 'validation': (2000, 784), 'test': (2000, 784)}
+    assert all(images.dtype == np.uint8 for images in synthetic.values())
+
+
+def test_synthetic_is_deterministic(synthetic):
+    np.random.seed(99)
+    again = data.load('synthetic', '', (28, 28))
+    assert all(np.array_equal(again[split], synthetic[split]) for split in data.SPLITS)
+
+
+def test_synthetic_images_all_differ(synthetic):
+    assert len({image.tobytes() for images in synthetic.values() for image in images}) == 24000
+
+
+def test_synthetic_digits_are_centred_and_as_large_as_mnist(synthetic):
+    images = synthetic['test'].reshape(-1, 28, 28)
+    ink = images > 127
+    for axis in (1, 2):
+        profile = ink.any(axis=axis)
+        first, last = profile.argmax(axis=1), 27 - profile[:, ::-1].argmax(axis=1)
+        assert abs((first + last).mean() / 2 - 13.5) < 0.5
+        assert 13 < (last - first + 1).mean() < 21
+        assert np.all(abs((first + last) / 2 - 13.5) < 5)
+    assert 0.08 < ink.mean() < 0.2
+    assert images[:, [0, -1]].mean() < 1  # black at the border
+    assert (images == 255).any()
+
+
+def test_synthetic_in_another_shape(synthetic):
+    images = data.load('synthetic', '', (14, 20))
+    assert images['validation'].shape == (2000, 280)
+    shrunk = synthetic['validation'].mean()
+    assert abs(images['validation'].mean() - shrunk) < 0.02 * shrunk
+
+
+# Downloads
+
+class Mirror(http.server.ThreadingHTTPServer):
+    """A loopback server; `files` maps a name to bytes, or to a function that answers by itself."""
+
+    daemon_threads = True
+
+    def __init__(self, files):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                name = self.path.replace('/mnist/', '', 1)
+                self.server.requests.append(name)
+                answer = files.get(name)
+                if answer is None:
+                    self.send_error(404)
+                elif callable(answer):
+                    answer(self)
+                else:
+                    self.send_response(200)
+                    self.send_header('Content-Length', str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
+
+            def log_message(self, *args):
+                pass
+
+        self.requests = []
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.url = f'http://127.0.0.1:{self.server_port}/mnist/'
+        threading.Thread(target=self.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
+
+
+CONTENTS = {TRAIN: idx_bytes(numbered_images(12)), TEST: idx_bytes(numbered_images(3)),
+            'train-labels-idx1-ubyte': idx_bytes(np.arange(12)),
+            't10k-labels-idx1-ubyte': idx_bytes(np.arange(3))}
+RIGHT_FILES = {f'{name}.gz': gzip.compress(content, 1) for name, content in CONTENTS.items()}
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """Start mirrors, one for each dictionary of files; `data` uses them and expects CONTENTS."""
+    servers = []
+
+    def start(*all_files):
+        servers.extend(Mirror(files) for files in all_files)
+        monkeypatch.setattr(data, 'MIRRORS', tuple(server.url for server in servers))
+        return servers
+
+    monkeypatch.setattr(data, 'FILES', {
+        name: (len(CONTENTS[name]), hashlib.sha256(CONTENTS[name]).hexdigest()) for name in data.FILES})
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def check_refusal(folder, files_left=()):
+    """load fails with the line that says what to do, and leaves no file that was not there before."""
+    message = error_line(folder)
+    for part in (str(folder), *FOUR_FILES, '--dataset synthetic'):
+        assert part in message
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files_left)
+    return message
+
+
+def test_canonical_files_are_known():
+    assert set(data.FILES) == set(FOUR_FILES)
+    assert data.FILES[TRAIN][0] == 16 + 60000 * 784
+    assert data.FILES[TEST][0] == 16 + 10000 * 784
+
+
+def test_download(mirror, tmp_path, capsys):
+    server, = mirror(RIGHT_FILES)
+    folder = tmp_path / 'new' / 'mnist'
+    splits = data.load('mnist', folder, (2, 3))
+    assert [splits[split][0, 0] for split in data.SPLITS] == [0, 10, 0]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == RIGHT_FILES
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    data.load('mnist', folder, (2, 3))
+    assert len(server.requests) == 4
+
+
+def test_only_missing_files_are_downloaded(mirror, tmp_path):
+    server, = mirror(RIGHT_FILES)
+    write_idx(tmp_path / TRAIN, numbered_images(24))
+    splits = data.load('mnist', tmp_path, (2, 3))
+    assert (len(splits['train']), len(splits['test'])) == (20, 3)
+    assert f'{TRAIN}.gz' not in server.requests
+    assert not (tmp_path / f'{TRAIN}.gz').exists()
+
+
+def test_labels_are_not_needed(mirror, tmp_path):
+    mirror({name: content for name, content in RIGHT_FILES.items() if 'images' in name})
+    assert len(data.load('mnist', tmp_path, (2, 3))['test']) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f'{TEST}.gz', f'{TRAIN}.gz']
+
+
+def cut_short(handler):
+    """Promise the whole file, send a half of it."""
+    content = RIGHT_FILES[f'{TRAIN}.gz']
+    handler.send_response(200)
+    handler.send_header('Content-Length', str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content[:len(content) // 2])
+
+
+def not_http(handler):
+    handler.wfile.write(b'hello\r\n\r\n')
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):  # the client hangs up
+        while True:
+            handler.wfile.write(b'x' * 1000)
+
+
+BAD_ANSWERS = {
+    'not found': None,
+    'cut short': cut_short,
+    'not http': not_http,
+    'truncated': RIGHT_FILES[f'{TRAIN}.gz'][:-5],
+    'not gzip': b'<html>sign in first</html>',
+    'empty': b'',
+    'other images': gzip.compress(idx_bytes(numbered_images(12) + 1)),
+    'longer file': gzip.compress(CONTENTS[TRAIN] + b'\0'),
+    'bomb': gzip.compress(bytes(10 ** 7)),
+    'endless': endless,
+}
+
+
+@pytest.mark.parametrize('answer', list(BAD_ANSWERS.values()), ids=list(BAD_ANSWERS))
+def test_bad_answer_leaves_nothing(mirror, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(data, 'DOWNLOAD_SECONDS', 10)
+    mirror({**RIGHT_FILES, f'{TRAIN}.gz': answer})
+    assert 'not complete' not in check_refusal(tmp_path)
+
+
+@pytest.mark.parametrize('answer', list(BAD_ANSWERS.values()), ids=list(BAD_ANSWERS))
+def test_second_mirror_helps_and_the_bad_one_is_not_asked_again(mirror, tmp_path, answer):
+    bad, good = mirror({**RIGHT_FILES, f'{TRAIN}.gz': answer}, RIGHT_FILES)
+    assert len(data.load('mnist', tmp_path, (2, 3))['test']) == 3
+    assert bad.requests == [f'{TRAIN}.gz']
+    assert sorted(good.requests) == sorted(RIGHT_FILES)
+
+
+def test_own_mirror_from_the_environment(mirror, tmp_path, monkeypatch):
+    other, own = mirror(RIGHT_FILES, RIGHT_FILES)
+    monkeypatch.setenv('DRAW_MNIST_MIRROR', own.url.rstrip('/'))
+    data.load('mnist', tmp_path, (2, 3))
+    assert (len(other.requests), len(own.requests)) == (0, 4)
+
+
+@pytest.mark.parametrize('url', ['nonsense', 'http://', 'gopher://127.0.0.1/', 'http://127.0.0.1:99999/'])
+def test_bad_address(tmp_path, monkeypatch, url):
+    monkeypatch.setenv('DRAW_MNIST_MIRROR', url)
+    check_refusal(tmp_path)
+
+
+def test_no_network(tmp_path, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))  # bound, not listening: the connection is refused
+        monkeypatch.setattr(data, 'MIRRORS', (f'http://127.0.0.1:{unused.getsockname()[1]}/',) * 3)
+        check_refusal(tmp_path)
+
+
+def test_server_that_never_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, 'STALL_SECONDS', 0.2)
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        monkeypatch.setattr(data, 'MIRRORS', (f'http://127.0.0.1:{silent.getsockname()[1]}/',))
+        assert 'timed out' in check_refusal(tmp_path)
+
+
+def test_name_resolution_that_never_ends(tmp_path, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: release.wait(5))
+    monkeypatch.setattr(data, 'ANSWER_SECONDS', 0.2)
+    monkeypatch.setattr(data, 'MIRRORS', ('http://mirror.invalid/',))
+    assert 'no answer' in check_refusal(tmp_path)
+    assert not release.is_set()
+    release.set()
+
+
+def test_file_that_drips(mirror, tmp_path, monkeypatch):
+    content = RIGHT_FILES[f'{TRAIN}.gz']
+    sent = []
+
+    def drip(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for byte in content:
+            sent.append(byte)
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.05)
+
+    monkeypatch.setattr(data, 'DOWNLOAD_SECONDS', 0.3)
+    mirror({**RIGHT_FILES, f'{TRAIN}.gz': drip})
+    assert 'not complete' in check_refusal(tmp_path)
+    assert len(sent) < len(content)
+
+
+@pytest.mark.parametrize('step', ['fsync', 'replace'])
+@pytest.mark.parametrize('raised, seen', [(KeyboardInterrupt, KeyboardInterrupt),
+                                          (OSError(28, 'No space left on device'), data.DataError)])
+def test_interrupted_write_leaves_nothing(mirror, tmp_path, monkeypatch, step, raised, seen):
+    def fail(*args):
+        raise raised
+
+    mirror(RIGHT_FILES)
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(seen) as caught:
+        data.load('mnist', tmp_path, (2, 3))
+    assert list(tmp_path.iterdir()) == []
+    if seen is data.DataError:
+        assert str(tmp_path / f'{TRAIN}.gz') in str(caught.value)
+
+
+@pytest.mark.parametrize('below', ['', 'sub/folder'])
+def test_data_folder_is_a_file(tmp_path, below):
+    (tmp_path / 'file').write_text('kept')
+    assert str(tmp_path / 'file') in error_line(tmp_path / 'file' / below)
+    assert (tmp_path / 'file').read_text() == 'kept'

@@ -1,0 +1,74 @@
+"""What the scripts share. Imported before mxnet: it sets the number of threads that mxnet starts with."""
+import argparse
+import contextlib
+import os
+
+# MXNet takes half the processors unless told otherwise before it is imported; a user's own setting stands.
+if not {'OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'} & os.environ.keys():
+    os.environ['OMP_NUM_THREADS'] = str(len(os.sched_getaffinity(0)))
+
+
+class Parser(argparse.ArgumentParser):
+    """Options without abbreviations, defaults in the help, and one line with exit code 2 for a wrong one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+
+@contextlib.contextmanager
+def one_line(parser, *exceptions):
+    """End the program with one line and exit code 2 where the body raises one of these or an OSError."""
+    try:
+        yield
+    except exceptions as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+
+
+def count(text):
+    """A whole number from 1 on, also written as 1e6."""
+    try:
+        value = int(text)
+    except ValueError:
+        try:
+            value = int(float(text)) if float(text).is_integer() else 0
+        except (ValueError, OverflowError):
+            value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 on')
+    return value
+
+
+def seed(text):
+    """A whole number from 0 to 2^32 - 1."""
+    if not text.isdecimal() or int(text) >= 2 ** 32:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 to 2^32 - 1')
+    return int(text)
+
+
+def positive(text):
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.
+    if not 0 < value < float('inf'):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a finite number above 0')
+    return value
+
+
+def context(parser, gpu):
+    """The first GPU or the CPU; ends the program with one line where there is no GPU to use."""
+    import mxnet as mx
+
+    if not gpu:
+        return mx.cpu()
+    if not mx.runtime.Features().is_enabled('CUDA'):
+        parser.error('--gpu needs an MXNet built for CUDA (an mxnet-cu* package); without --gpu the CPU is used')
+    if not mx.context.num_gpus():
+        parser.error('--gpu: no GPU is visible (see nvidia-smi); without --gpu the CPU is used')
+    return mx.gpu(0)

@@ -8,11 +8,22 @@ if not {'OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'} & os.environ.keys():
     os.environ['OMP_NUM_THREADS'] = str(len(os.sched_getaffinity(0)))
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """A fixed width, so that the help reads the same everywhere, and `(default: ...)` where there is one."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=36, width=110)
+
+    def _get_help_string(self, action):
+        without = action.default is None or action.default is False or action.default is argparse.SUPPRESS
+        return action.help if without else f'{action.help} (default: %(default)s)'
+
+
 class Parser(argparse.ArgumentParser):
-    """Options without abbreviations, defaults in the help, and one line with exit code 2 for a wrong one."""
+    """No abbreviations, and one line with exit code 2 for what is wrong."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
     def error(self, message):
         self.exit(2, f'{self.prog}: error: {message}\n')
@@ -20,9 +31,11 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def one_line(parser, *exceptions):
-    """End the program with one line and exit code 2 where the body raises one of these or an OSError."""
+    """End the program with one line and exit code 2 where the body raises one of these or an OSError; Ctrl-C: 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        parser.exit(130)
     except exceptions as error:
         parser.error(str(error))
     except OSError as error:

@@ -27,6 +27,10 @@ def write_whole(path, content):
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None  # the name that the caller knows
+        raise
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run, written with mxboard, against the number of training samples seen."""
 
 import numpy as np
+from mxboard.summary import text_summary
 
 import render
 import sample
@@ -22,8 +23,10 @@ class Log:
     def __init__(self, writer, arguments):
         self._writer, self._arguments = writer, arguments
         table = ['| argument | value |', '|---|---|'] + [f'| {name} | {value} |' for name, value in arguments.items()]
+        summary = text_summary('configuration', '\n'.join(table))
+        summary.value[0].tag = 'configuration'  # add_text of mxboard 0.1.0 forgets it, and TensorBoard then fails
         # First of all: TensorBoard drops what was written before a text with a lower step.
-        writer.add_text('configuration', '\n'.join(table), 0)
+        writer._file_writer.add_summary(summary, 0)
 
     def bound(self, split, seen, reconstruction, kl):
         """The negative variational bound and its two parts, in nats per image."""

@@ -13,12 +13,15 @@ from importlib import metadata
 
 import numpy as np
 from mxnet import nd
+from mxnet.base import MXNetError
 
 import core
+import data
 import files
 
 _LIST_MAGIC, _ARRAY_MAGIC, _DENSE, _FLOAT32 = 0x112, 0xF993FAC9, 0, 0
-_MODEL_KEYS = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim')
+SIZES = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim')
+MAX_SIZE = 2 ** 16  # of each of SIZES
 
 
 class RunError(Exception):
@@ -60,7 +63,7 @@ def write_config(folder, config):
 
 
 def read_config(folder):
-    """The content of config.json, its model sizes checked. Raises RunError."""
+    """The content of config.json, what the scripts use of it checked. Raises RunError."""
     path = os.path.join(folder, 'config.json')
     try:
         if os.path.getsize(path) > 2 ** 20:
@@ -68,11 +71,14 @@ def read_config(folder):
         with open(path) as file:
             config = json.load(file)
         arguments = config['arguments']
-        sizes = [arguments[key] for key in _MODEL_KEYS]
+        sizes = [arguments[key] for key in SIZES]
         if arguments['attention']:
             sizes += [arguments['read_size'], arguments['write_size']]
-        if not all(type(size) is int and 1 <= size <= 2 ** 16 for size in sizes):
+        if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f'sizes out of range: {sizes}')
+        if not (arguments['dataset'] in data.DATASETS and arguments['binarization'] in data.BINARIZATIONS
+                and isinstance(arguments['data_dir'], str)):
+            raise ValueError('no such data set')
     except OSError as error:
         raise RunError(f'{folder} is not a run folder of train_mnist.py: {path}: {error.strerror}') from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -82,7 +88,7 @@ def read_config(folder):
 
 def build_net(arguments):
     """The DRAW network of these arguments (a dict with train_mnist.py's names), not initialized."""
-    height, width, num_steps, units, latent_dim = (arguments[key] for key in _MODEL_KEYS)
+    height, width, num_steps, units, latent_dim = (arguments[key] for key in SIZES)
     image_shape = (height, width)
     if arguments['attention']:
         read = core.SelectiveAttentionRead(arguments['read_size'], image_shape)
@@ -94,8 +100,21 @@ def build_net(arguments):
 
 
 def save_params(folder, name, net):
-    """Write <name>.params."""
-    files.write_whole(os.path.join(folder, f'{name}.params'), net.save_parameters)
+    """Write <name>.params. Raises RunError."""
+    path = os.path.join(folder, f'{name}.params')
+
+    def write(temporary):
+        net.save_parameters(temporary)
+        _read_params(temporary, _shapes(net))  # MXNet does not notice that the end does not fit on the disk
+
+    try:
+        files.write_whole(path, write)
+    except (MXNetError, RunError):
+        raise RunError(f'{path} cannot be written whole; is the disk full?') from None
+
+
+def _shapes(net):
+    return {name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
 
 
 def load_net(folder, ctx):
@@ -117,17 +136,20 @@ def load_net(folder, ctx):
         net = build_net(config['arguments'])
     except ValueError as error:
         raise RunError(f'{os.path.join(folder, "config.json")}: {error}') from None
-    net.initialize(ctx=ctx)
     name = 'best' if os.path.exists(os.path.join(folder, 'best.params')) else 'last'
-    return net, config, load_params(folder, name, net)
+    return net, config, load_params(folder, name, net, ctx)
 
 
-def load_params(folder, name, net):
-    """Put <name>.params into `net`, which is initialized; returns the file's path. Raises RunError."""
+def load_params(folder, name, net, ctx=None):
+    """Put <name>.params into `net`, which is initialized first if `ctx` is given; returns the file's path.
+
+    Raises RunError.
+    """
     path = os.path.join(folder, f'{name}.params')
-    parameters = net._collect_params_with_prefix()
-    arrays = _read_params(path, {key: parameter.shape for key, parameter in parameters.items()})
-    for key, parameter in parameters.items():
+    arrays = _read_params(path, _shapes(net))
+    if ctx is not None:
+        net.initialize(ctx=ctx)  # takes memory, so not for a config.json whose sizes the file does not have
+    for key, parameter in net._collect_params_with_prefix().items():
         parameter.set_data(nd.array(arrays[key]))
     return path
 
@@ -142,17 +164,17 @@ def _read_params(path, expected):
     limit = payload + sum(100 + 8 * len(shape) + len(name) for name, shape in expected.items()) + 100
     try:
         with open(path, 'rb') as file:
-            data = file.read(limit + 1)
+            content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except OSError as error:
         raise RunError(f'no model in this folder: {path}: {error.strerror}') from None
     try:
-        arrays = _parse_params(data)
+        arrays = _parse_params(content)
     except (struct.error, ValueError) as error:
         raise RunError(f'{path} is damaged or not a parameter file: {error}') from None
     shapes = {name: array.shape for name, array in arrays.items()}
     if shapes != expected:
         wrong = sorted(name for name in {**shapes, **expected} if shapes.get(name) != expected.get(name))
-        raise RunError(f'{path} does not fit the config.json beside it: {wrong[0]} is {shapes.get(wrong[0])}, '
+        raise RunError(f'{path} does not fit the config.json beside it: {wrong[0]!r} is {shapes.get(wrong[0])}, '
                        f'expected {expected.get(wrong[0])}')
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
@@ -160,42 +182,44 @@ def _read_params(path, expected):
     return arrays
 
 
-def _parse_params(data):
+def _parse_params(content):
     position = 0
 
     def take(layout):
         nonlocal position
-        values = struct.unpack_from('<' + layout, data, position)
+        values = struct.unpack_from('<' + layout, content, position)
         position += struct.calcsize('<' + layout)
         return values if len(values) > 1 else values[0]
 
     magic, _, number = take('QQQ')
-    if magic != _LIST_MAGIC or number > len(data):
+    if magic != _LIST_MAGIC or number > len(content):
         raise ValueError('no header of an MXNet parameter file')
     arrays = []
     for _ in range(number):
         array_magic, storage, num_axes = take('Iii')
         if array_magic != _ARRAY_MAGIC or storage != _DENSE or not 1 <= num_axes <= 8:
             raise ValueError(f'array {len(arrays)} has no valid header')
-        shape = struct.unpack_from(f'<{num_axes}q', data, position)
+        shape = struct.unpack_from(f'<{num_axes}q', content, position)
         position += 8 * num_axes
         _, _, dtype = take('iii')
         size = 1
         for length in shape:
             size *= length
-            if not 0 < length <= len(data) or size > len(data):
+            if not 0 < length <= len(content) or size > len(content):
                 raise ValueError(f'array {len(arrays)} claims the shape {shape}')
-        if dtype != _FLOAT32 or position + 4 * size > len(data):
+        if dtype != _FLOAT32 or position + 4 * size > len(content):
             raise ValueError(f'array {len(arrays)} is cut short or not float32')
-        arrays.append(np.frombuffer(data, '<f4', size, position).reshape(shape))
+        arrays.append(np.frombuffer(content, '<f4', size, position).reshape(shape))
         position += 4 * size
     if take('Q') != number:
         raise ValueError('as many names as arrays are expected')
     names = []
     for _ in range(number):
         length = take('Q')
-        names.append(data[position:position + length].decode('ascii'))
+        if length > len(content):
+            raise ValueError('the list of names is damaged')
+        names.append(content[position:position + length].decode('ascii'))
         position += length
-    if position != len(data) or len(set(names)) != number:
+    if position != len(content) or len(set(names)) != number:
         raise ValueError('the list of names is damaged')
     return dict(zip(names, arrays))

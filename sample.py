@@ -7,13 +7,13 @@ import os
 
 import cli  # isort: skip  (sets the number of threads before mxnet is imported)
 import numpy as np
-import render
 from mxnet import nd
 
 import data
+import render
 import run_folder
 
-_CHUNK = 100  # images painted at a time, which bounds the memory
+_CHUNK = 100  # images that the network paints at a time
 _SHEET_COLUMNS = 10
 _MAX_SCALE = 64
 SCALE = 4  # screen pixels per image pixel and side
@@ -88,23 +88,28 @@ def sheet(paintings, arguments, columns=_SHEET_COLUMNS):
 
 
 def parse_args(parser, argv=None):
-    parser.add_argument('run_dir', metavar='RUN_DIR', help='folder of a run: results/<run id>')
-    parser.add_argument('--num_samples', '-n', type=cli.count, default=10, help='images to paint')
-    parser.add_argument('--output_dir', '-o', default='.', help='folder for the GIFs; made if missing')
-    parser.add_argument('--prefix', help='file names start with it; sample or reconstruction if not given')
-    parser.add_argument('--seed', type=cli.seed, default=0, help='of the noise; same seed, same bytes')
-    parser.add_argument('--scale', type=cli.count, default=SCALE, help='screen pixels per image pixel and side')
-    parser.add_argument('--no_boxes', action='store_true', help='do not draw the attention windows')
-    parser.add_argument('--reconstruct', action='store_true',
-                        help="reconstruct the first test images of the run's data set instead of sampling")
-    parser.add_argument('--data_dir', help="with --reconstruct: folder of the MNIST files; the run's if not given")
-    parser.add_argument('--grid', metavar='FILE.png', help='also write a sheet: images by time steps')
-    parser.add_argument('--gpu', action='store_true', help='use the first GPU instead of the CPU')
+    add = parser.add_argument
+    add('run_dir', metavar='RUN_DIR', help='folder of a run: results/<run id>')
+    add('--num_samples', '-n', type=cli.count, metavar='N', default=10, help='images to paint')
+    add('--output_dir', '-o', metavar='DIR', default='.', help='folder for the GIFs; made if missing')
+    add('--prefix', metavar='NAME', help='start of the file names; sample or reconstruction if not given')
+    add('--seed', type=cli.seed, metavar='N', default=0, help='of the noise; same seed, same bytes')
+    add('--scale', type=cli.count, metavar='N', default=SCALE, help='screen pixels per image pixel and side')
+    add('--no_boxes', action='store_true', help='do not draw the attention windows')
+    add('--reconstruct', action='store_true',
+        help="reconstruct the first test images of the run's data set instead of sampling")
+    add('--data_dir', metavar='DIR', help="with --reconstruct: folder of the MNIST files; the run's if not given")
+    add('--grid', metavar='FILE.png', help='also write a sheet: images by time steps')
+    add('--gpu', action='store_true', help='use the first GPU instead of the CPU')
     args = parser.parse_args(argv)
     if args.scale > _MAX_SCALE:
         parser.error(f'argument --scale: at most {_MAX_SCALE}, not {args.scale}')
     if args.grid and not args.grid.lower().endswith('.png'):
         parser.error(f'argument --grid: {args.grid!r} does not end in .png')
+    if args.grid and os.path.isdir(args.grid):
+        parser.error(f'argument --grid: {args.grid} is a folder')
+    if args.prefix and os.path.basename(args.prefix) != args.prefix:
+        parser.error(f'argument --prefix: {args.prefix!r} is not a plain name; --output_dir sets the folder')
     args.prefix = args.prefix or ('reconstruction' if args.reconstruct else 'sample')
     return args
 
@@ -121,6 +126,9 @@ def run(args, ctx):
     arguments = config['arguments']
     images = _test_images(arguments, args.data_dir, args.num_samples) if args.reconstruct else None
     os.makedirs(args.output_dir, exist_ok=True)
+    sheet_dir = os.path.dirname(args.grid or '') or '.'
+    if not os.path.isdir(sheet_dir):
+        raise run_folder.RunError(f'the folder of --grid, {sheet_dir}, does not exist')
     paintings = paint(net, arguments, seed=args.seed, ctx=ctx, num_samples=args.num_samples, images=images)
     write_gifs(paintings, arguments, output_dir=args.output_dir, prefix=args.prefix, scale=args.scale,
                boxes=not args.no_boxes)

@@ -4,6 +4,8 @@
     python train_mnist.py --dataset synthetic     # no files, no network
 """
 import copy
+import os
+import shlex
 import sys
 import time
 
@@ -187,37 +189,43 @@ def finish(training, images, log, folder, config):
 
 
 def parse_args(parser, argv=None):
-    def add(*names, **kwargs):
-        parser.add_argument(*names, **kwargs)
-
-    add('--batch_size', '-b', type=cli.count, default=128, help='images per gradient step')
-    add('--input_height', '-hh', type=cli.count, default=28, help='pixels; images are resized')
-    add('--input_width', '-ww', type=cli.count, default=28, help='pixels; images are resized')
-    add('--num_steps', '-s', type=cli.count, default=64, help='time steps T in which an image is painted')
-    add('--num_recurrent_units', '-u', type=cli.count, default=256, help='units of the encoder and decoder LSTM')
-    add('--latent_dim', '-l', type=cli.count, default=100, help='dimensions of z_t')
-    add('--learning_rate', '-r', type=cli.positive, default=1e-3, help="Adam's learning rate")
-    add('--num_train_samples', '-t', type=cli.count, default=1000000,
+    add = parser.add_argument
+    add('--batch_size', '-b', type=cli.count, metavar='N', default=128, help='images per gradient step')
+    add('--input_height', '-hh', type=cli.count, metavar='N', default=28, help='pixels; images are resized')
+    add('--input_width', '-ww', type=cli.count, metavar='N', default=28, help='pixels; images are resized')
+    add('--num_steps', '-s', type=cli.count, metavar='N', default=64, help='time steps T in which an image is painted')
+    add('--num_recurrent_units', '-u', type=cli.count, metavar='N', default=256,
+        help='units of the encoder and of the decoder LSTM')
+    add('--latent_dim', '-l', type=cli.count, metavar='N', default=100, help='dimensions of z_t')
+    add('--learning_rate', '-r', type=cli.positive, metavar='X', default=1e-3, help="Adam's learning rate")
+    add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
         help='training samples to see, rounded up to whole batches; 1e6 is accepted')
-    add('--num_val_samples', '-v', type=cli.count, default=256,
+    add('--num_val_samples', '-v', type=cli.count, metavar='N', default=256,
         help='validation images per validation (all of them at the end)')
-    add('--val_freq', '-f', type=cli.count, default=10000, help='training samples between two validations')
+    add('--val_freq', '-f', type=cli.count, metavar='N', default=10000, help='training samples between two validations')
     add('--gpu', action='store_true', help='use the first GPU instead of the CPU')
     add('--attention', action='store_true', help='read and write with selective attention')
-    add('--read_size', '-ar', type=cli.count, default=2, help='with --attention: N of the N x N read filters')
-    add('--write_size', '-aw', type=cli.count, default=5, help='with --attention: N of the N x N write filters')
-    add('--logdir', default='results', help='folder in which the run gets a folder of its own')
+    add('--read_size', '-ar', type=cli.count, metavar='N', default=2,
+        help='with --attention: reads with N x N filters')
+    add('--write_size', '-aw', type=cli.count, metavar='N', default=5,
+        help='with --attention: writes with N x N filters')
+    add('--logdir', metavar='DIR', default='results', help='folder in which the run gets a folder of its own')
     add('--dataset', choices=('mnist', 'synthetic'), default='mnist',
         help='synthetic: digits drawn with a font, without files or network')
-    add('--data_dir', default='data', help='folder of the MNIST files; they are downloaded if missing')
+    add('--data_dir', metavar='DIR', default='data', help='folder of the MNIST files; they are downloaded if missing')
     add('--binarization', choices=('dynamic', 'static', 'threshold'), default='dynamic',
         help='pixels drawn anew at each use, drawn once, or intensity > 0.5')
-    add('--seed', type=cli.seed, default=0, help='of parameters, order, pixels and noise')
-    add('--clip_norm', type=cli.positive, default=5., help='largest global norm of the gradient, nats per image')
-    add('--kl_warmup', type=cli.count, default=1,
+    add('--seed', type=cli.seed, metavar='N', default=0, help='of parameters, order, pixels and noise')
+    add('--clip_norm', type=cli.positive, metavar='X', default=5.,
+        help='largest global norm of the gradient, nats per image')
+    add('--kl_warmup', type=cli.count, metavar='N', default=20000,
         help='training samples over which the weight of the KL grows to 1; 1: no warm-up')
-    add('--log_freq', type=cli.count, default=1280, help='training samples between two points of the training curves')
+    add('--log_freq', type=cli.count, metavar='N', default=1280,
+        help='training samples between two points of the training curves')
     args = parser.parse_args(argv)
+    for name in run_folder.SIZES:
+        if getattr(args, name) > run_folder.MAX_SIZE:
+            parser.error(f'argument --{name}: at most {run_folder.MAX_SIZE}, not {getattr(args, name)}')
     side = min(args.input_height, args.input_width)
     for name in ('read_size', 'write_size'):
         if args.attention and getattr(args, name) > side:
@@ -252,7 +260,9 @@ def run(args, ctx, command):
             print(f'\nStopped after {training.seen:,} training samples; the parameters: {folder}/last.params')
             return 130
         except NotFinite as error:
-            print(f'\ntrain_mnist.py: stopped: {error}. The parameters saved in {folder} are from before.',
+            before = os.path.exists(os.path.join(folder, 'last.params'))
+            print(f'\ntrain_mnist.py: stopped: {error}; '
+                  f'{folder} holds {"the parameters of the last validation" if before else "no parameters yet"}',
                   file=sys.stderr)
             return 1
         finally:
@@ -263,8 +273,9 @@ def run(args, ctx, command):
 def main(argv=None):
     parser = cli.Parser(prog='train_mnist.py', description=__doc__.splitlines()[0])
     args = parse_args(parser, argv)
+    command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
     with cli.one_line(parser, data.DataError, run_folder.RunError):
-        return run(args, cli.context(parser, args.gpu), ' '.join(['train_mnist.py', *(argv or sys.argv[1:])]))
+        return run(args, cli.context(parser, args.gpu), command)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,508 @@
+"""run_folder.py and files.py: what a run leaves on the disk, and what is made of it when it is damaged."""
+import concurrent.futures
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import tracemalloc
+from importlib import metadata
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import nd
+
+import files
+import run_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+ARGUMENTS = {'input_height': 3, 'input_width': 4, 'num_steps': 2, 'num_recurrent_units': 2, 'latent_dim': 1,
+             'attention': True, 'read_size': 1, 'write_size': 2, 'dataset': 'mnist', 'data_dir': 'data',
+             'binarization': 'dynamic'}
+NUMBER_OF_ARRAYS, FIRST_ARRAY = 16, 24  # offsets in a parameter file
+AXES, DIMENSION = FIRST_ARRAY + 8, FIRST_ARRAY + 12
+
+
+def make_net(seed=1, **changes):
+    """A tiny network with random numbers in every parameter."""
+    rng = np.random.default_rng(seed)
+    net = run_folder.build_net({**ARGUMENTS, **changes})
+    net.initialize()
+    for parameter in net.collect_params().values():
+        parameter.set_data(nd.array(rng.normal(size=parameter.shape)))
+    return net
+
+
+def values(net):
+    return {name: parameter.data().asnumpy() for name, parameter in net._collect_params_with_prefix().items()}
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def refusal(function, *args):
+    """The message of the RunError that the call raises; it is one line."""
+    with pytest.raises(run_folder.RunError) as caught:
+        function(*args)
+    message = str(caught.value)
+    assert message.isprintable() and message
+    return message
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run's folder with config.json and last.params, and the network that was saved."""
+    net = make_net()
+    run_folder.write_config(tmp_path, {'arguments': ARGUMENTS})
+    run_folder.save_params(tmp_path, 'last', net)
+    return tmp_path, net
+
+
+# Parameters
+
+@pytest.mark.parametrize('attention', [True, False])
+def test_round_trip(tmp_path, attention):
+    net, other = make_net(seed=1, attention=attention), make_net(seed=2, attention=attention)
+    run_folder.save_params(tmp_path, 'last', net)
+    assert os.listdir(tmp_path) == ['last.params']
+    assert run_folder.load_params(tmp_path, 'last', other) == os.path.join(tmp_path, 'last.params')
+    assert_same(values(other), values(net))
+
+
+def test_mxnet_reads_what_is_written(tmp_path):
+    net, other = make_net(seed=1), make_net(seed=2)
+    run_folder.save_params(tmp_path, 'last', net)
+    other.load_parameters(str(tmp_path / 'last.params'))
+    assert_same(values(other), values(net))
+
+
+def test_what_mxnet_writes_is_read(tmp_path):
+    net, other = make_net(seed=1), make_net(seed=2)
+    net.save_parameters(str(tmp_path / 'last.params'))
+    run_folder.load_params(tmp_path, 'last', other)
+    assert_same(values(other), values(net))
+
+
+def test_saving_replaces_the_old_file(saved):
+    folder, net = saved
+    other = make_net(seed=2)
+    run_folder.save_params(folder, 'last', other)
+    run_folder.load_params(folder, 'last', net)
+    assert_same(values(net), values(other))
+    assert sorted(os.listdir(folder)) == ['config.json', 'last.params']
+
+
+def test_load_net_prefers_the_best_parameters(saved):
+    folder, last = saved
+    net, config, path = run_folder.load_net(folder, mx.cpu())
+    assert_same(values(net), values(last))
+    assert config == {'arguments': ARGUMENTS} and path == os.path.join(folder, 'last.params')
+    best = make_net(seed=2)
+    run_folder.save_params(folder, 'best', best)
+    net, _, path = run_folder.load_net(folder, mx.cpu())
+    assert_same(values(net), values(best))
+    assert path == os.path.join(folder, 'best.params')
+
+
+def test_folder_without_parameters(saved):
+    folder, _ = saved
+    os.remove(folder / 'last.params')
+    assert str(folder / 'last.params') in refusal(run_folder.load_net, folder, mx.cpu())
+    os.mkdir(folder / 'last.params')
+    assert str(folder / 'last.params') in refusal(run_folder.load_net, folder, mx.cpu())
+
+
+@pytest.mark.parametrize('change, parameter', [
+    ({'num_recurrent_units': 3}, 'h_enc_0|h_dec_0|c_enc_0|c_dec_0|weight|bias'),
+    ({'latent_dim': 2}, 'h_enc_to_q|z_to_dec'), ({'read_size': 2}, 'x_to_enc|x_hat_to_enc'),
+    ({'write_size': 1}, r'write\.patch'), ({'attention': False}, r'read\.window|write\.|x_to_enc|x_hat_to_enc')])
+def test_parameters_of_another_architecture(saved, change, parameter):
+    folder, _ = saved
+    other = make_net(seed=2, **change)
+    before = values(other)
+    message = refusal(run_folder.load_params, folder, 'last', other)
+    assert str(folder / 'last.params') in message and re.search(parameter, message)
+    assert_same(values(other), before)
+
+
+@pytest.mark.parametrize('number', [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite(saved, number):
+    folder, net = saved
+    bias = net.h_enc_to_q.bias
+    bias.set_data(nd.array([0, number]))
+    net.save_parameters(str(folder / 'last.params'))
+    assert 'h_enc_to_q.bias' in refusal(run_folder.load_params, folder, 'last', make_net(seed=2))
+
+
+def test_every_truncation_is_refused(saved):
+    folder, net = saved
+    before = values(net)
+    path = folder / 'last.params'
+    for length in reversed(range(path.stat().st_size)):
+        os.truncate(path, length)
+        assert str(path) in refusal(run_folder.load_params, folder, 'last', net), length
+    assert_same(values(net), before)
+
+
+@pytest.mark.parametrize('tail', [b'\0', b'x' * 7, b'\0' * 10000])
+def test_appended_bytes_are_refused(saved, tail):
+    folder, net = saved
+    with open(folder / 'last.params', 'ab') as file:
+        file.write(tail)
+    assert str(folder / 'last.params') in refusal(run_folder.load_params, folder, 'last', net)
+
+
+def overwrite(path, position, content):
+    with open(path, 'r+b') as file:
+        file.seek(position)
+        file.write(content)
+
+
+def outside_payloads(data, net):
+    """Positions of all bytes that are not numbers of a parameter."""
+    positions = set(range(len(data)))
+    for array in values(net).values():
+        start = data.index(array.tobytes())
+        positions -= set(range(start, start + array.nbytes))
+    return sorted(positions)
+
+
+def test_damaged_byte_is_refused_or_has_no_effect(saved):
+    folder, net = saved
+    path, other = folder / 'last.params', make_net(seed=2)
+    expected = values(net)
+    whole = path.read_bytes()
+    positions = outside_payloads(whole, net)
+    assert len(positions) + sum(array.nbytes for array in expected.values()) == len(whole)
+    harmless = 0
+    for position in positions:
+        for byte in {whole[position] ^ 1, whole[position] ^ 0x80, ord('\n')} - {whole[position]}:
+            overwrite(path, position, bytes([byte]))
+            try:
+                run_folder.load_params(folder, 'last', other)
+            except run_folder.RunError as error:
+                assert str(error).isprintable(), (position, byte)
+            else:
+                harmless += 1
+                assert_same(values(other), expected)
+        overwrite(path, position, whole[position:position + 1])
+    # Only 8 reserved bytes of the list and 8 bytes per array, the device it was on, have no meaning here.
+    assert harmless <= 3 * (8 + 8 * len(expected))
+
+
+def claims(data):
+    """(what is claimed, offset, layout, value) for a parameter file."""
+    number_of_names = data.index(b'h_enc_0') - 16
+    for number in (2 ** 64 - 1, 2 ** 63, 2 ** 63 - 1, 2 ** 40, 0):
+        yield 'number of arrays', NUMBER_OF_ARRAYS, '<Q', number
+        yield 'number of names', number_of_names, '<Q', number
+        yield 'length of the first name', number_of_names + 8, '<Q', number
+    for number in (2 ** 31 - 1, 2 ** 20, 0, -1):
+        yield 'number of axes', AXES, '<i', number
+    for number in (2 ** 63 - 1, 2 ** 62, 2 ** 40, 2 ** 32 + 1, 0, -1):
+        yield 'dimension', DIMENSION, '<q', number
+
+
+def test_enormous_claims_are_refused_without_taking_memory(saved):
+    folder, net = saved
+    path = folder / 'last.params'
+    whole = path.read_bytes()
+    assert struct.unpack_from('<i', whole, AXES) == (2,)
+    assert struct.unpack_from('<2q', whole, DIMENSION) == net.h_enc_0.shape
+    for what, offset, layout, value in claims(whole):
+        path.write_bytes(whole)
+        overwrite(path, offset, struct.pack(layout, value))
+        tracemalloc.start()
+        try:
+            refusal(run_folder.load_params, folder, 'last', net)
+            assert tracemalloc.get_traced_memory()[1] < 2 ** 20, (what, value)
+        finally:
+            tracemalloc.stop()
+
+
+def test_shape_whose_product_wraps_around_is_refused(saved):
+    folder, net = saved
+    path = folder / 'last.params'
+    overwrite(path, DIMENSION, struct.pack('<2q', 2 ** 33, 2 ** 31))
+    refusal(run_folder.load_params, folder, 'last', net)
+
+
+def test_enormous_file_is_not_read(saved):
+    folder, net = saved
+    os.truncate(folder / 'last.params', 2 ** 33)  # a hole, which takes no room
+    tracemalloc.start()
+    try:
+        refusal(run_folder.load_params, folder, 'last', net)
+        assert tracemalloc.get_traced_memory()[1] < 2 ** 20
+    finally:
+        tracemalloc.stop()
+
+
+def foreign_files():
+    rng = np.random.default_rng(0)
+    yield 'empty', lambda path: open(path, 'wb').close()
+    yield 'text', lambda path: Path(path).write_text('not parameters\n' * 100)
+    yield 'random', lambda path: Path(path).write_bytes(rng.bytes(3000))
+    yield 'without names', lambda path: nd.save(path, [nd.ones((1, 2))])
+    yield 'one array', lambda path: nd.save(path, {'h_enc_0': nd.ones((1, 2))})
+    yield 'no arrays', lambda path: nd.save(path, {})
+    yield 'sparse', lambda path: nd.save(path, {'h_enc_0': nd.ones((1, 2)).tostype('csr')})
+
+
+@pytest.mark.parametrize('write', [pytest.param(write, id=name) for name, write in foreign_files()])
+def test_foreign_file_is_refused(saved, write):
+    folder, net = saved
+    before = values(net)
+    os.remove(folder / 'last.params')
+    write(str(folder / 'last.params'))
+    assert str(folder / 'last.params') in refusal(run_folder.load_params, folder, 'last', net)
+    assert_same(values(net), before)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float64', 'int32'])
+def test_other_types_are_refused(saved, dtype):
+    folder, net = saved
+    arrays = {name: nd.ones(array.shape, dtype=dtype) for name, array in values(net).items()}
+    nd.save(str(folder / 'last.params'), arrays)
+    refusal(run_folder.load_params, folder, 'last', net)
+
+
+def test_name_that_occurs_twice_is_refused(saved):
+    folder, net = saved
+    path = folder / 'last.params'
+    path.write_bytes(path.read_bytes().replace(b'c_enc_0', b'h_enc_0'))
+    refusal(run_folder.load_params, folder, 'last', net)
+
+
+# config.json
+
+def test_config_round_trip(tmp_path):
+    config = {'arguments': {**ARGUMENTS, 'learning_rate': 1e-3, 'logdir': 'r\u00e9sultats "1"'}, 'samples_seen': 7}
+    run_folder.write_config(tmp_path, config)
+    assert os.listdir(tmp_path) == ['config.json']
+    assert run_folder.read_config(tmp_path) == config == json.loads((tmp_path / 'config.json').read_text())
+
+
+def test_versions_are_those_installed():
+    versions = run_folder.versions()
+    assert versions['python'] == '.'.join(map(str, sys.version_info[:3]))
+    for name in ('mxnet', 'numpy', 'mxboard', 'pillow'):
+        assert versions[name] == metadata.version(name)
+
+
+def test_folder_or_config_missing(tmp_path):
+    assert str(tmp_path) in refusal(run_folder.load_net, tmp_path, mx.cpu())
+    assert str(tmp_path / 'nothing') in refusal(run_folder.load_net, tmp_path / 'nothing', mx.cpu())
+    (tmp_path / 'file').write_text('{}')
+    assert str(tmp_path / 'file') in refusal(run_folder.load_net, tmp_path / 'file', mx.cpu())
+
+
+def without(key):
+    return {name: value for name, value in ARGUMENTS.items() if name != key}
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'{', b'{"arguments": ', b'\xff\xfe\x00', b'null', b'3', b'"text"', b'[]', b'{}',
+    b'{"arguments": null}', b'{"arguments": []}', b'{"arguments": "text"}', b'{"arguments": {}}',
+    b'[' * 100000, b'{"arguments": ' + b'9' * 10000 + b'}', b' ' * (2 ** 20 + 1) + b'{}'],
+    ids=lambda content: f'{content[:16]!r}')
+def test_damaged_config(tmp_path, content):
+    (tmp_path / 'config.json').write_bytes(content)
+    assert str(tmp_path / 'config.json') in refusal(run_folder.load_net, tmp_path, mx.cpu())
+
+
+@pytest.mark.parametrize('key', ARGUMENTS)
+def test_config_without_an_argument(tmp_path, key):
+    run_folder.write_config(tmp_path, {'arguments': without(key)})
+    message = refusal(run_folder.load_net, tmp_path, mx.cpu())
+    assert str(tmp_path / 'config.json') in message and key in message
+
+
+@pytest.mark.parametrize('key', sorted(key for key, value in ARGUMENTS.items() if type(value) is int))
+def test_config_with_a_wrong_size(tmp_path, key):
+    for size in (0, -1, 1.5, '3', None, True, [3], float('nan'), 2 ** 16 + 1, 10 ** 30):
+        run_folder.write_config(tmp_path, {'arguments': {**ARGUMENTS, key: size}})
+        assert str(tmp_path / 'config.json') in refusal(run_folder.load_net, tmp_path, mx.cpu()), size
+
+
+def test_config_with_a_window_larger_than_the_image(tmp_path):
+    run_folder.write_config(tmp_path, {'arguments': {**ARGUMENTS, 'write_size': 4}})
+    assert str(tmp_path / 'config.json') in refusal(run_folder.load_net, tmp_path, mx.cpu())
+
+
+LOAD_WITH_LITTLE_MEMORY = '''
+import resource, sys
+import mxnet as mx
+import run_folder
+mx.nd.ones(1).asnumpy()
+pages = int(open('/proc/self/statm').read().split()[0])
+limit = pages * resource.getpagesize() + 2 ** 29
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    run_folder.load_net(sys.argv[1], mx.cpu())
+except run_folder.RunError as error:
+    print('refused:', error)
+'''
+
+
+@pytest.mark.parametrize('sizes', [
+    {'num_recurrent_units': 2 ** 14}, {'num_recurrent_units': 2 ** 16},
+    {'input_height': 2 ** 16, 'input_width': 2 ** 16}])
+def test_config_of_a_huge_network_takes_no_memory(saved, sizes):
+    folder, _ = saved
+    run_folder.write_config(folder, {'arguments': {**ARGUMENTS, 'attention': False, **sizes}})
+    result = subprocess.run([sys.executable, '-c', LOAD_WITH_LITTLE_MEMORY, str(folder)], capture_output=True,
+                            text=True, timeout=60, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert result.returncode == 0 and result.stdout.startswith('refused: '), result.stderr[-2000:]
+
+
+# Folders
+
+def test_folders_are_unique_at_the_same_moment(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, 'strftime', lambda layout: '20200102-030405')
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: run_folder.create(str(tmp_path / 'logs'), 'attention'), range(40)))
+    assert len(set(folders)) == 40
+    assert sorted(map(os.path.basename, folders)) == sorted(os.listdir(tmp_path / 'logs'))
+    for folder in folders:
+        assert os.listdir(folder) == []
+        assert re.fullmatch(r'20200102-030405-attention(-\d+)?', os.path.basename(folder))
+
+
+def test_folder_is_never_an_existing_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, 'strftime', lambda layout: '20200102-030405')
+    first = run_folder.create(str(tmp_path), 'attention')
+    Path(first, 'config.json').write_text('mine')
+    assert run_folder.create(str(tmp_path), 'attention') != first
+    assert os.listdir(first) == ['config.json']
+
+
+def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
+    run_folder.check_writable(str(tmp_path / 'a' / 'b'))
+    assert os.listdir(tmp_path / 'a' / 'b') == []
+    (tmp_path / 'a' / 'b' / 'run').mkdir()
+    run_folder.check_writable(str(tmp_path / 'a' / 'b'))
+    assert os.listdir(tmp_path / 'a' / 'b') == ['run']
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    for folder in (tmp_path / 'file', tmp_path / 'file' / 'logs', Path('/proc/self/logs')):
+        assert str(folder) in refusal(run_folder.check_writable, str(folder))
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_folder_without_room(tmp_path, monkeypatch):
+    def full(**kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(run_folder.tempfile, 'TemporaryFile', full)
+    message = refusal(run_folder.check_writable, str(tmp_path))
+    assert str(tmp_path) in message and 'No space left' in message
+
+
+# Whole files
+
+def half_written(error):
+    def write(path):
+        Path(path).write_bytes(b'half of ')
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize('error', [OSError('disk full'), ValueError('bug'), KeyboardInterrupt()], ids=type)
+@pytest.mark.parametrize('old', [b'old', None])
+def test_failure_in_the_middle_leaves_the_old_file(tmp_path, error, old):
+    path = tmp_path / 'file'
+    if old:
+        path.write_bytes(old)
+    with pytest.raises(type(error)):
+        files.write_whole(path, half_written(error))
+    assert os.listdir(tmp_path) == (['file'] if old else [])
+    assert not old or path.read_bytes() == old
+
+
+@pytest.mark.parametrize('function', ['fsync', 'replace'])
+def test_failure_at_the_end_leaves_the_old_file(tmp_path, monkeypatch, function):
+    def fail(*args):
+        raise OSError(5, 'Input/output error')
+
+    (tmp_path / 'file').write_bytes(b'old')
+    monkeypatch.setattr(files.os, function, fail)
+    with pytest.raises(OSError, match='Input/output error'):
+        files.write_whole(tmp_path / 'file', b'new')
+    assert os.listdir(tmp_path) == ['file'] and (tmp_path / 'file').read_bytes() == b'old'
+
+
+def test_failed_save_leaves_the_old_parameters(saved, monkeypatch):
+    folder, net = saved
+    old = (folder / 'last.params').read_bytes()
+    monkeypatch.setattr(net, 'save_parameters', half_written(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'):
+        run_folder.save_params(folder, 'last', net)
+    assert (folder / 'last.params').read_bytes() == old
+    assert sorted(os.listdir(folder)) == ['config.json', 'last.params']
+
+
+SAVE_WITH_LITTLE_ROOM = '''
+import os, resource, sys
+import run_folder
+from test_run_folder import make_net
+folder = sys.argv[1]
+path = os.path.join(folder, 'large.params')
+run_folder.save_params(folder, 'large', make_net(num_recurrent_units=40))
+size = os.path.getsize(path)
+old = open(path, 'rb').read()
+for limit in (size // 2, size - 1, 100):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        run_folder.save_params(folder, 'large', make_net(seed=2, num_recurrent_units=40))
+    except (run_folder.RunError, OSError) as error:
+        print('refused' if path in str(error) and str(error).isprintable() else str(error))
+    print('kept' if open(path, 'rb').read() == old else f'replaced by {os.path.getsize(path)} of {size} bytes')
+'''
+
+
+def test_file_that_does_not_fit_on_the_disk_leaves_the_old_parameters(tmp_path):
+    """As with a full disk, the write fails at once, or only when the last buffer is written."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    result = subprocess.run([sys.executable, '-c', SAVE_WITH_LITTLE_ROOM, str(tmp_path)], capture_output=True,
+                            text=True, timeout=60, env={**os.environ, 'PYTHONPATH': path})
+    assert result.stdout.splitlines() == ['refused', 'kept'] * 3, result.stderr[-2000:]
+    assert os.listdir(tmp_path) == ['large.params']
+
+
+@pytest.mark.parametrize('content', [b'new', lambda path: Path(path).write_bytes(b'new')], ids=['bytes', 'callable'])
+def test_file_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch, content):
+    path, order, seen = tmp_path / 'file', [], []
+    path.write_bytes(b'old')
+
+    def fsync(descriptor, original=os.fsync):
+        order.append('fsync')
+        seen.append((path.read_bytes(), os.fstat(descriptor).st_size))
+        original(descriptor)
+
+    def replace(source, destination, original=os.replace):
+        order.append('replace')
+        assert os.path.dirname(source) == str(tmp_path)
+        original(source, destination)
+
+    monkeypatch.setattr(files.os, 'fsync', fsync)
+    monkeypatch.setattr(files.os, 'replace', replace)
+    files.write_whole(path, content)
+    assert order == ['fsync', 'replace'] and seen == [(b'old', 3)]
+    assert path.read_bytes() == b'new' and os.listdir(tmp_path) == ['file']
+
+
+def test_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / 'file').mkdir()
+    with pytest.raises(OSError):
+        files.write_whole(tmp_path / 'file', b'new')
+    assert os.listdir(tmp_path) == ['file']

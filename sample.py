@@ -5,7 +5,7 @@
 """
 import os
 
-import cli  # isort: skip  (sets the number of threads before mxnet is imported)
+import cli  # isort: skip  (sets up threads before mxnet is imported)
 import numpy as np
 from mxnet import nd
 

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 
-import cli  # isort: skip  (sets the number of threads before mxnet is imported)
+import cli  # isort: skip  (sets up threads before mxnet is imported)
 import mxboard
 import mxnet as mx
 import numpy as np
@@ -223,7 +223,7 @@ def parse_args(parser, argv=None):
     add('--log_freq', type=cli.count, metavar='N', default=1280,
         help='training samples between two points of the training curves')
     args = parser.parse_args(argv)
-    for name in run_folder.SIZES:
+    for name in (*run_folder.SIZES, 'batch_size'):
         if getattr(args, name) > run_folder.MAX_SIZE:
             parser.error(f'argument --{name}: at most {run_folder.MAX_SIZE}, not {getattr(args, name)}')
     side = min(args.input_height, args.input_width)

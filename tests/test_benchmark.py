@@ -1,0 +1,177 @@
+"""benchmarks/: the programs run, count right, refuse bad flags, and do the same work as their peers."""
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mxnet import autograd, nd
+
+import core
+import run_folder
+import train_mnist
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
+sys.path.insert(0, str(BENCHMARKS))
+import common  # noqa: E402
+import throughput  # noqa: E402
+
+TINY = {'batch_size': 3, 'input_height': 4, 'input_width': 5, 'num_steps': 2, 'num_recurrent_units': 6,
+        'latent_dim': 2, 'read_size': 2, 'write_size': 3}
+TINY_FLAGS = [text for name, value in TINY.items() for text in (f'--{name}', str(value))]
+PEERS_PYTHON = os.environ.get('DRAW_PEERS_PYTHON')
+
+
+def start(script, *flags, python=sys.executable):
+    return subprocess.run([python, str(BENCHMARKS / script), *TINY_FLAGS, *flags], capture_output=True, text=True,
+                          timeout=120)
+
+
+def last_json(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('flags', [(), ('--attention',)])
+def test_throughput(flags):
+    result = last_json(start('throughput.py', '--iterations', '5', *flags))
+    for key in ('samples_per_s', 'first_step_s', 'step_s', 'peak_memory_mib', 'sgemm_gflops'):
+        assert 0 < result[key] < float('inf'), key
+    assert 0 <= result['floor_share'] < 1
+    assert result['samples_per_s'] == pytest.approx(TINY['batch_size'] / result['step_s'], rel=0.01)
+    assert result['attention'] == bool(flags)
+    assert {key: result[key] for key in TINY} == TINY
+
+
+def test_profile_names_single_operators():
+    done = start('throughput.py', '--attention', '--profile', '--iterations', '2')
+    result = last_json(done)
+    assert result['operators_ms']['FullyConnected'] > 0
+    assert result['operators_ms']['_backward_FullyConnected'] > 0
+    assert not [name for name in result['operators_ms'] if ',' in name]  # a bulk is a list of names
+    assert len(done.stdout.splitlines()) == 1 + 15 + 1 + 1 + 1  # header, operators, others, total, JSON
+
+
+def test_memory_steps():
+    memory = last_json(start('throughput.py', '--memory_steps', '101'))['memory_mib']
+    assert list(memory) == ['100', '101']
+    assert all(mib > 20 for mib in memory.values())
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--iterations', '0'], '--iterations'),
+    (['--memory_steps', '-1'], '--memory_steps'),
+    (['--attention', '--read_size', '5'], '--read_size'),
+    (['--compile'], '--peers'),
+    (['--gpu', '--peers'], '--gpu'),
+    (['--profile', '--peers'], '--profile'),
+    (['--peers', 'no_such_python'], 'no_such_python'),
+])
+def test_bad_flags_get_one_line(flags, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        throughput.main([*TINY_FLAGS, *flags])
+    captured = capsys.readouterr()
+    assert caught.value.code == 2
+    assert captured.err.count('\n') == 1 and words in captured.err and not captured.out
+
+
+def test_python_without_the_peers_is_refused(tmp_path, capsys):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\necho "ModuleNotFoundError: no torch" >&2\nexit 1\n')
+    python.chmod(0o755)
+    with pytest.raises(SystemExit) as caught:
+        throughput.main(['--peers', str(python)])
+    message = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message.count('\n') == 1 and 'no torch' in message and 'benchmarks/requirements.txt' in message
+
+
+def test_rounds_alternate_and_take_medians(monkeypatch, capsys):
+    order, speeds = [], iter([10, 5, 20, 30, 8, 20, 20, 2, 20])
+
+    def run(command, **_):
+        order.append((command[0], Path(command[1]).name))
+        result = {'samples_per_s': next(speeds), 'first_step_s': 1, 'peak_memory_mib': 1}
+        return subprocess.CompletedProcess(command, 0, f'text\n{json.dumps(result)}\n', '')
+
+    monkeypatch.setattr(throughput.subprocess, 'run', run)
+    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, peers='other'))
+    assert order == [(sys.executable, 'throughput.py'), ('other', 'draw_torch.py'), ('other', 'draw_jax.py')] * 3
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result['samples_per_s'] == 20
+    assert {name: row['ratio'] for name, row in result['medians'].items()} == {'ours': 1, 'torch': 4, 'jax': 1}
+
+
+def test_a_failing_peer_is_reported(monkeypatch, capsys):
+    monkeypatch.setattr(throughput, 'check_peers', lambda *_: None)
+    monkeypatch.setattr(throughput.subprocess, 'run',
+                        lambda command, **_: subprocess.CompletedProcess(command, 3, '', 'Traceback\nout of memory\n'))
+    assert throughput.main(['--peers', 'other']) == 1
+    assert capsys.readouterr().err == 'throughput.py: ours failed with exit code 3: out of memory\n'
+
+
+def test_multiply_adds_by_hand():
+    # 6 units, 24 gates, z of 2, 4x5 images. Once per image: 20 * 24 = 480. Per step: encoder (20 + 12) * 24 = 768,
+    # q 6 * 4 = 24, decoder (2 + 6) * 24 = 192, write 6 * 20 = 120; in all 1104.
+    assert throughput.multiply_adds(Namespace(**TINY, attention=False)) == 3 * 3 * (480 + 2 * 1104)
+    # Per step: encoder (8 + 12) * 24 = 480, q 24, decoder 192, two windows 2 * 30 = 60, patch 6 * 9 = 54, two glimpses
+    # of 2*4 * 5 + 2*5 * 2 = 60, i.e. 120, write 3*3 * 5 + 4*3 * 5 = 105; in all 1035.
+    assert throughput.multiply_adds(Namespace(**TINY, attention=True)) == 3 * 3 * 2 * 1035
+
+
+def make_net(attention):
+    net = run_folder.build_net({**TINY, 'attention': attention})
+    net.initialize()
+    return net, net._collect_params_with_prefix()
+
+
+@pytest.mark.parametrize('attention', [False, True])
+def test_peers_have_our_parameters(attention):
+    _, parameters = make_net(attention)
+    assert common.parameter_shapes(Namespace(**TINY, attention=attention)) == {
+        name: parameter.shape for name, parameter in parameters.items()}
+
+
+def test_peers_have_our_defaults():
+    args = train_mnist.parse_args(throughput.cli.Parser(prog='test'), [])
+    assert {name: getattr(args, name) for name in common.SIZES} == common.SIZES
+
+
+@pytest.mark.skipif(not PEERS_PYTHON, reason='DRAW_PEERS_PYTHON names no Python with torch and jax')
+@pytest.mark.parametrize('peer', ['torch', 'jax'])
+@pytest.mark.parametrize('attention', [False, True])
+def test_peers_agree_on_loss_and_gradients(peer, attention, tmp_path):
+    net, parameters = make_net(attention)
+    rng = np.random.default_rng(3)
+    for parameter in parameters.values():
+        parameter.set_data(nd.array(rng.normal(scale=0.5, size=parameter.shape)))
+    x = (rng.random((TINY['batch_size'], 20)) > 0.5).astype(np.float32)
+    eps = rng.standard_normal((TINY['num_steps'], TINY['batch_size'], TINY['latent_dim'])).astype(np.float32)
+    with autograd.record():
+        reconstruction, kl = core.DRAWLoss()(*net(nd.array(x), nd.array(eps)), nd.array(x))
+        loss = (reconstruction + kl).mean()
+    loss.backward()
+    arrays = {name: parameter.data().asnumpy() for name, parameter in parameters.items()}
+    np.savez(tmp_path / 'same.npz', x=x, eps=eps, **arrays)
+
+    done = start(f'draw_{peer}.py', '--agreement', str(tmp_path / 'same'), *['--attention'] * attention,
+                 python=PEERS_PYTHON)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / 'same.out.npz') as theirs:
+        assert set(theirs) == {'loss', *parameters}
+        np.testing.assert_allclose(theirs['loss'], loss.asscalar(), rtol=1e-5)
+        for name, parameter in parameters.items():
+            ours = parameter.grad().asnumpy()
+            assert np.abs(ours).max() > 1e-6, name
+            np.testing.assert_allclose(theirs[name], ours, rtol=1e-3, atol=1e-5 * np.abs(ours).max() + 1e-6,
+                                       err_msg=name)
+
+
+@pytest.mark.skipif(not PEERS_PYTHON, reason='DRAW_PEERS_PYTHON names no Python with torch and jax')
+def test_comparison_with_the_peers():
+    result = last_json(start('throughput.py', '--peers', PEERS_PYTHON, '--rounds', '1', '--iterations', '1'))
+    assert list(result['medians']) == ['ours', 'torch', 'jax']
+    assert len({run['num_parameters'] for runs in result['runs'].values() for run in runs}) == 1

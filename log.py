@@ -1,5 +1,4 @@
 """What TensorBoard shows of a run, written with mxboard, against the number of training samples seen."""
-
 import numpy as np
 from mxboard.summary import text_summary
 

@@ -172,14 +172,13 @@ def _validation(training, images, log):
 
 
 def finish(training, images, log, folder, config):
-    """After training: the bound of best.params on all validation images into config.json, and ten GIFs of samples."""
+    """After training: the bound of best.params on all validation images into `config`, and ten GIFs of samples."""
     run_folder.load_params(folder, 'best', training.net)
     reconstruction, kl, _ = training.validate(images)
     log.bound('validation_whole', training.seen, reconstruction, kl)
     log.flush()
     config['validation'] = {'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl,
                             'num_images': len(images), 'unit': 'nats', 'parameters': 'best.params'}
-    run_folder.write_config(folder, config)
     arguments = config['arguments']
     paintings = sample.paint(training.net, arguments, seed=0, ctx=training.ctx, num_samples=_NUM_GIFS)
     sample.write_gifs(paintings, arguments, output_dir=folder, prefix='sample', scale=sample.SCALE)
@@ -210,10 +209,10 @@ def parse_args(parser, argv=None):
     add('--write_size', '-aw', type=cli.count, metavar='N', default=5,
         help='with --attention: writes with N x N filters')
     add('--logdir', metavar='DIR', default='results', help='folder in which the run gets a folder of its own')
-    add('--dataset', choices=('mnist', 'synthetic'), default='mnist',
+    add('--dataset', choices=data.DATASETS, default='mnist',
         help='synthetic: digits drawn with a font, without files or network')
     add('--data_dir', metavar='DIR', default='data', help='folder of the MNIST files; they are downloaded if missing')
-    add('--binarization', choices=('dynamic', 'static', 'threshold'), default='dynamic',
+    add('--binarization', choices=data.BINARIZATIONS, default='dynamic',
         help='pixels drawn anew at each use, drawn once, or intensity > 0.5')
     add('--seed', type=cli.seed, metavar='N', default=0, help='of parameters, order, pixels and noise')
     add('--clip_norm', type=cli.positive, metavar='X', default=5.,

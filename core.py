@@ -9,7 +9,8 @@ order: (g~_X, g~_Y, log sigma^2, log delta~, log gamma), sigma^2 being the varia
 
 Fast operators of MXNet 1.9.1 are chosen on purpose: `Activation` runs in oneDNN where `F.sigmoid` and `F.tanh`
 are scalar loops, and a product with ones (`_expand`) has a matrix product for a backward pass where `broadcast_*`
-has a slow reduction. There is no 2-D `concat` inside the recurrence: it leaks memory under autograd.
+has a slow reduction. `FullyConnected` is the faster product with weights, `dot` with the constants of the filters.
+There is no 2-D `concat` inside the recurrence: it leaks memory under autograd.
 """
 from mxnet import init, nd
 from mxnet.gluon import HybridBlock, nn
@@ -34,7 +35,7 @@ def _columns(F, x, begin, end):
 
 def _expand(F, x, size, factor=1.):
     """factor * x repeated along axis 1: (batch, 1) -> (batch, size)."""
-    return F.FullyConnected(x, F.full((size, 1), factor), no_bias=True, num_hidden=size)
+    return F.dot(x, F.full((1, size), factor))
 
 
 def _check_sizes(**sizes):
@@ -83,7 +84,7 @@ def filterbank(F, params, filter_size, image_shape):
     g = F.FullyConnected(centre, F.stack(x_rows, y_rows, axis=1), x_rows + y_rows, num_hidden=2 * N)  # Eqns. 22-23
     stride = (length - 1) / max(N - 1, 1)                                                # Eqn. 24
     offsets = F.tile(F.arange(0.5 - N / 2, N / 2) * stride, reps=2)                      # (2N,)
-    mu = g + F.FullyConnected(delta, F.reshape(offsets, (-1, 1)), no_bias=True, num_hidden=2 * N)     # (batch, 2N)
+    mu = g + F.dot(delta, F.reshape(offsets, (1, -1)))                                   # (batch, 2N)
 
     # Eqns. 25-26: -(a - mu)^2 / (2 sigma^2) for the pixels a = 1..A (and b = 1..B), then the normaliser Z.
     distance = F.FullyConnected(F.reshape(mu, (-1, 1)), F.full((length, 1), -1.), F.arange(1, length + 1),
@@ -95,8 +96,9 @@ def filterbank(F, params, filter_size, image_shape):
         pixels = F.reshape(F.arange(1, length + 1), (1, 1, -1))
         logits = F.broadcast_add(logits, F.broadcast_greater(pixels, last) * _OUTSIDE)
     filters = F.softmax(logits, axis=-1)
-    F_x = F.slice_axis(F.slice_axis(filters, axis=1, begin=0, end=N), axis=2, begin=0, end=width)
-    F_y = F.slice_axis(F.slice_axis(filters, axis=1, begin=N, end=2 * N), axis=2, begin=0, end=height)
+    F_x, F_y = (F.slice_axis(filters, axis=1, begin=k * N, end=(k + 1) * N) for k in range(2))
+    if height != width:  # a slice of everything would still be a copy
+        F_x, F_y = F.slice_axis(F_x, axis=2, begin=0, end=width), F.slice_axis(F_y, axis=2, begin=0, end=height)
     return F_x, F_y, gamma
 
 
@@ -126,20 +128,20 @@ class NoAttentionRead(HybridBlock):
 
     Inputs:
         - **x**: images, shape (batch, height * width).
-        - **x_hat**: error images (Eqn. 3), shape (batch, height * width).
+        - **mean**: sigmoid(c_{t-1}), what the canvas says of x so far, shape (batch, height * width).
         - **h_dec**: h_dec_{t-1}, shape (batch, units); not used.
 
     Outputs:
-        - the halves of r_t that come from x and from x_hat, each (batch, height * width), and no window (None).
+        - x_hat_t, (batch, height * width), and no window (None). The other half of r_t is x.
     """
 
-    static = True  # the half from x is the same at every step: DRAW multiplies it once, before the first
+    static = True  # x is the same at every step: DRAW multiplies it once, before the first
 
     def build(self, num_recurrent_units, image_shape):
         self.num_values = image_shape[0] * image_shape[1]
 
-    def hybrid_forward(self, F, x, x_hat, h_dec):
-        return x, x_hat, None
+    def hybrid_forward(self, F, x, mean, h_dec):
+        return x - mean, None                                                            # Eqn. 3
 
 
 class SelectiveAttentionRead(_Window):
@@ -154,31 +156,28 @@ class SelectiveAttentionRead(_Window):
 
     Inputs:
         - **x**: images, shape (batch, height * width).
-        - **x_hat**: error images (Eqn. 3), shape (batch, height * width).
+        - **mean**: sigmoid(c_{t-1}), what the canvas says of x so far, shape (batch, height * width).
         - **h_dec**: h_dec_{t-1}, shape (batch, units).
 
     Outputs:
-        - the halves of r_t that come from x and from x_hat, each (batch, N * N), and the window (batch, 5).
+        - r_t, the glimpse of x and then that of x_hat_t, (batch, 2 * N * N), and the window (batch, 5).
     """
 
     static = False
 
     def build(self, num_recurrent_units, image_shape):
         super().build(num_recurrent_units, image_shape)
-        self.num_values = self._filter_size ** 2
+        self.num_values = 2 * self._filter_size ** 2
 
-    def hybrid_forward(self, F, x, x_hat, h_dec):
+    def hybrid_forward(self, F, x, mean, h_dec):
         N = self._filter_size
         window = self.window(h_dec)                                                      # Eqn. 21
         F_x, F_y, gamma = filterbank(F, window, N, self._image_shape)
-        gamma = _expand(F, gamma, N * N)
-
-        def glimpse(image):                                                              # Eqn. 27
-            image = F.reshape(image, (-1,) + self._image_shape)                          # (batch, B, A)
-            patch = F.batch_dot(F.batch_dot(F_y, image), F_x, transpose_b=True)          # (batch, N, N)
-            return F.reshape(patch, (-1, N * N)) * gamma
-
-        return glimpse(x), glimpse(x_hat), window
+        rows_x, rows_mean = (F.batch_dot(F_y, F.reshape(image, (-1,) + self._image_shape)) for image in (x, mean))
+        # Eqn. 3 after the filters, which are linear: N rows are subtracted, not B.
+        rows = F.reshape(F.stack(rows_x, rows_x - rows_mean, axis=1), (0, -3, 0))        # (batch, 2N, A)
+        r = F.batch_dot(rows, F_x, transpose_b=True)                                     # (batch, 2N, N), Eqn. 27
+        return F.reshape(r, (-1, 2 * N * N)) * _expand(F, gamma, 2 * N * N), window
 
 
 class NoAttentionWrite(HybridBlock):
@@ -255,10 +254,10 @@ def lstm(F, gates, c, num_units):
     -------
     h, c : the next hidden and cell state, each (batch, num_units)
     """
-    sigmoids = _sigmoid(F, _columns(F, gates, 0, 3 * num_units))
-    candidate = _tanh(F, _columns(F, gates, 3 * num_units, 4 * num_units))
-    input_gate, forget_gate, output_gate = (
-        _columns(F, sigmoids, k * num_units, (k + 1) * num_units) for k in range(3))
+    # Slices of the gates and then four nonlinearities: slices of slices would copy three gates twice.
+    input_gate, forget_gate, output_gate, candidate = (
+        activation(F, _columns(F, gates, k * num_units, (k + 1) * num_units))
+        for k, activation in enumerate((_sigmoid, _sigmoid, _sigmoid, _tanh)))
     c = forget_gate * c + input_gate * candidate
     return output_gate * _tanh(F, c), c
 
@@ -306,8 +305,9 @@ class DRAW(HybridBlock):
             block.build(units, image_shape)
         with self.name_scope():
             self.read, self.write = read, write
-            self.x_to_enc = _dense(num_gates, read.num_values)
-            self.x_hat_to_enc = _dense(num_gates, read.num_values, use_bias=False)
+            self.r_to_enc = _dense(num_gates, read.num_values)
+            if read.static:
+                self.x_to_enc = _dense(num_gates, read.num_values, use_bias=False)
             self.h_dec_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_q = _dense(2 * latent_dim, units)
@@ -388,23 +388,21 @@ class DRAW(HybridBlock):
 
         state = dict(zip(('h_enc', 'c_enc', 'h_dec', 'c_dec'), map(repeat, initial)),
                      canvas=repeat(F.zeros((1, self._num_pixels))))
-        x_gates = None if x is None or not self.read.static else self.x_to_enc(x)
+        x_gates = () if x is None or not self.read.static else (self.x_to_enc(x),)
         steps = []
         for t in range(self._num_steps):
             state = self._step(F, state, eps_t[t], x, x_gates)
             steps.append(state)
         return steps
 
-    def _step(self, F, state, eps, x=None, x_gates=None):
+    def _step(self, F, state, eps, x=None, x_gates=()):
         """One step of the recurrence; without x, z_t is drawn from the prior and the encoder is not used."""
         h_dec, canvas = state['h_dec'], state['canvas']
         state = dict(state)
         z = eps                                                                          # Sec. 2.3
         if x is not None:
-            x_hat = x - _sigmoid(F, canvas)                                              # Eqn. 3
-            r_x, r_x_hat, state['read_window'] = self.read(x, x_hat, h_dec)              # Eqn. 4
-            gates = F.add_n(self.x_to_enc(r_x) if x_gates is None else x_gates, self.x_hat_to_enc(r_x_hat),
-                            self.h_dec_to_enc(h_dec), self.h_enc_to_enc(state['h_enc']))
+            r, state['read_window'] = self.read(x, _sigmoid(F, canvas), h_dec)           # Eqns. 3-4
+            gates = F.add_n(self.r_to_enc(r), self.h_dec_to_enc(h_dec), self.h_enc_to_enc(state['h_enc']), *x_gates)
             state['h_enc'], state['c_enc'] = lstm(F, gates, state['c_enc'], self._num_units)     # Eqn. 5
             state['q'] = self.h_enc_to_q(state['h_enc'])
             mu = _columns(F, state['q'], 0, self._latent_dim)                            # Eqn. 1

@@ -47,19 +47,19 @@ def num_threads():
 def parameter_shapes(args):
     """Names and shapes of the network's parameters; weights are (outputs, inputs), gates in the order i, f, o, g."""
     units, gates, num_pixels = args.num_recurrent_units, 4 * args.num_recurrent_units, _num_pixels(args)
-    num_read = args.read_size ** 2 if args.attention else num_pixels
+    num_read = 2 * args.read_size ** 2 if args.attention else num_pixels
     shapes = {f'{state}_0': (1, units) for state in ('h_enc', 'c_enc', 'h_dec', 'c_dec')}
-    layers = {'x_to_enc': (gates, num_read), 'h_enc_to_q': (2 * args.latent_dim, units),
+    layers = {'r_to_enc': (gates, num_read), 'h_enc_to_q': (2 * args.latent_dim, units),
               'z_to_dec': (gates, args.latent_dim)}
     if args.attention:
         layers.update({'read.window': (5, units), 'write.window': (5, units),
                        'write.patch': (args.write_size ** 2, units)})
     else:
         layers['write.image'] = num_pixels, units
+        shapes['x_to_enc.weight'] = gates, num_pixels
     for name, shape in layers.items():
         shapes.update({f'{name}.weight': shape, f'{name}.bias': shape[:1]})
-    shapes.update({'x_hat_to_enc.weight': (gates, num_read), 'h_dec_to_enc.weight': (gates, units),
-                   'h_enc_to_enc.weight': (gates, units), 'h_dec_to_dec.weight': (gates, units)})
+    shapes.update({f'{name}.weight': (gates, units) for name in ('h_dec_to_enc', 'h_enc_to_enc', 'h_dec_to_dec')})
     return shapes
 
 

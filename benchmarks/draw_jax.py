@@ -62,12 +62,10 @@ def make_loss(args):
             patch = (dense('write.patch', h_dec) / gamma).reshape(batch, args.write_size, args.write_size)
             return (f_y.transpose(0, 2, 1) @ patch @ f_x).reshape(batch, -1)
 
-        names = ['x_hat_to_enc', 'h_dec_to_enc', 'h_enc_to_enc']
-        if args.attention:
-            names, x_gates = ['x_to_enc', *names], p['x_to_enc.bias']
-        else:
-            x_gates = dense('x_to_enc', x)  # the same at every step
-        encoder = jnp.concatenate([weights[name] for name in names], 0)
+        x_gates = p['r_to_enc.bias']
+        if not args.attention:
+            x_gates += x @ weights['x_to_enc']  # the same at every step
+        encoder = jnp.concatenate([weights[f'{name}_to_enc'] for name in ('r', 'h_dec', 'h_enc')], 0)
         decoder = jnp.concatenate([weights['z_to_dec'], weights['h_dec_to_dec']], 0)
 
         def step(state, noise):

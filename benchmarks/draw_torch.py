@@ -59,12 +59,10 @@ def make_loss(args):
             patch = (dense('write.patch', h_dec) / gamma).view(batch, args.write_size, args.write_size)
             return (f_y.transpose(1, 2) @ patch @ f_x).flatten(1)
 
-        weights = [p[f'{name}_to_enc.weight'] for name in ('x_hat', 'h_dec', 'h_enc')]
-        if args.attention:
-            weights, x_gates = [p['x_to_enc.weight'], *weights], p['x_to_enc.bias']
-        else:
-            x_gates = dense('x_to_enc', x)  # the same at every step
-        encoder = torch.cat(weights, 1).t()
+        x_gates = p['r_to_enc.bias']
+        if not args.attention:
+            x_gates = F.linear(x, p['x_to_enc.weight'], x_gates)  # the same at every step
+        encoder = torch.cat([p[f'{name}_to_enc.weight'] for name in ('r', 'h_dec', 'h_enc')], 1).t()
         decoder = torch.cat([p['z_to_dec.weight'], p['h_dec_to_dec.weight']], 1).t()
 
         h_enc, c_enc, h_dec, c_dec = (p[name].expand(batch, -1) for name in INITIAL)

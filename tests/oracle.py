@@ -38,14 +38,14 @@ def filterbank(window, N, image_shape):
 
 
 def read(params, x, x_hat, h_dec, image_shape, N):
-    """The two halves of r_t, from x and from x_hat, and the window (None without attention)."""
+    """r_t, the half from x first, and the window (None without attention)."""
     if N is None:
-        return x, x_hat, None  # Eqn. 17
+        return np.concatenate([x, x_hat]), None  # Eqn. 17
     window = params['read.window.weight'] @ h_dec + params['read.window.bias']  # Eqn. 21
     F_x, F_y, gamma = filterbank(window, N, image_shape)
     patch = gamma * F_y @ x.reshape(image_shape) @ F_x.T  # Eqn. 27
     patch_hat = gamma * F_y @ x_hat.reshape(image_shape) @ F_x.T  # Eqn. 27
-    return patch.reshape(-1), patch_hat.reshape(-1), window
+    return np.concatenate([patch.reshape(-1), patch_hat.reshape(-1)]), window
 
 
 def write(params, h_dec, image_shape, N):
@@ -65,11 +65,13 @@ def lstm(gates, c):
     return sigmoid(o) * np.tanh(c), c
 
 
-def encode(params, r_x, r_x_hat, h_dec, h_enc, c_enc):
-    """Eqn. 5 for r_t = [r_x, r_x_hat]."""
-    gates = (params['x_to_enc.weight'] @ r_x + params['x_hat_to_enc.weight'] @ r_x_hat
-             + params['h_dec_to_enc.weight'] @ h_dec + params['h_enc_to_enc.weight'] @ h_enc
-             + params['x_to_enc.bias'])
+def encode(params, r, h_dec, h_enc, c_enc):
+    """Eqn. 5. Without attention the weights of x, the first half of r_t, have a name of their own."""
+    weight = params['r_to_enc.weight']
+    if 'x_to_enc.weight' in params:
+        weight = np.concatenate([params['x_to_enc.weight'], weight], axis=1)
+    gates = (weight @ r + params['h_dec_to_enc.weight'] @ h_dec + params['h_enc_to_enc.weight'] @ h_enc
+             + params['r_to_enc.bias'])
     return lstm(gates, c_enc)
 
 
@@ -86,8 +88,8 @@ def forward_one(params, x, eps, image_shape, read_size, write_size):
     steps = {'mu': [], 'log_sigma': [], 'canvases': [canvas], 'read_windows': [], 'write_windows': []}
     for eps_t in eps:
         x_hat = x - sigmoid(canvas)  # Eqn. 3
-        r_x, r_x_hat, read_window = read(params, x, x_hat, h_dec, image_shape, read_size)  # Eqn. 4
-        h_enc, c_enc = encode(params, r_x, r_x_hat, h_dec, h_enc, c_enc)  # Eqn. 5
+        r, read_window = read(params, x, x_hat, h_dec, image_shape, read_size)  # Eqn. 4
+        h_enc, c_enc = encode(params, r, h_dec, h_enc, c_enc)  # Eqn. 5
         q = params['h_enc_to_q.weight'] @ h_enc + params['h_enc_to_q.bias']
         mu, log_sigma = np.split(q, 2)  # Eqn. 1, 2: the second half is the log of the standard deviation
         z = mu + np.exp(log_sigma) * eps_t  # Eqn. 6

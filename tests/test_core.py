@@ -47,10 +47,9 @@ def parameter_shapes(sizes, image_shape=SHAPE, units=UNITS, latent_dim=LATENT):
     """Name and shape of every parameter the network must have, and no other."""
     pixels = image_shape[0] * image_shape[1]
     read_size, write_size = sizes['read_size'], sizes['write_size']
-    r = pixels if read_size is None else read_size ** 2
+    r = pixels if read_size is None else 2 * read_size ** 2
     shapes = {
-        'x_to_enc.weight': (4 * units, r), 'x_to_enc.bias': (4 * units,),
-        'x_hat_to_enc.weight': (4 * units, r),
+        'r_to_enc.weight': (4 * units, r), 'r_to_enc.bias': (4 * units,),
         'h_dec_to_enc.weight': (4 * units, units),
         'h_enc_to_enc.weight': (4 * units, units),
         'h_enc_to_q.weight': (2 * latent_dim, units), 'h_enc_to_q.bias': (2 * latent_dim,),
@@ -58,7 +57,9 @@ def parameter_shapes(sizes, image_shape=SHAPE, units=UNITS, latent_dim=LATENT):
         'h_dec_to_dec.weight': (4 * units, units),
         'h_enc_0': (1, units), 'c_enc_0': (1, units), 'h_dec_0': (1, units), 'c_dec_0': (1, units),
     }
-    if read_size is not None:
+    if read_size is None:
+        shapes['x_to_enc.weight'] = 4 * units, pixels
+    else:
         shapes.update({'read.window.weight': (5, units), 'read.window.bias': (5,)})
     if write_size is None:
         shapes.update({'write.image.weight': (pixels, units), 'write.image.bias': (pixels,)})
@@ -189,6 +190,7 @@ def test_full_resolution_windows_are_the_network_without_attention():
         **params,
         **{f'{side}.window.{kind}': value for side in ('read', 'write') for kind, value in window.items()},
         'write.patch.weight': params['write.image.weight'], 'write.patch.bias': params['write.image.bias'],
+        'r_to_enc.weight': np.concatenate([params['x_to_enc.weight'], params['r_to_enc.weight']], axis=1),
     }
     inputs = to_nd(*random_inputs(pixels=25))
     plain, sharp = build(plain_sizes, image_shape), build(sharp_sizes, image_shape)

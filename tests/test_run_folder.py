@@ -120,8 +120,8 @@ def test_folder_without_parameters(saved):
 
 @pytest.mark.parametrize('change, parameter', [
     ({'num_recurrent_units': 3}, 'h_enc_0|h_dec_0|c_enc_0|c_dec_0|weight|bias'),
-    ({'latent_dim': 2}, 'h_enc_to_q|z_to_dec'), ({'read_size': 2}, 'x_to_enc|x_hat_to_enc'),
-    ({'write_size': 1}, r'write\.patch'), ({'attention': False}, r'read\.window|write\.|x_to_enc|x_hat_to_enc')])
+    ({'latent_dim': 2}, 'h_enc_to_q|z_to_dec'), ({'read_size': 2}, 'r_to_enc'),
+    ({'write_size': 1}, r'write\.patch'), ({'attention': False}, r'read\.window|write\.|x_to_enc|r_to_enc')])
 def test_parameters_of_another_architecture(saved, change, parameter):
     folder, _ = saved
     other = make_net(seed=2, **change)

@@ -427,7 +427,7 @@ def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, 
     for name, array in values(training.net).items():
         np.testing.assert_array_equal(array, latest[name], err_msg=name)
     run_folder.load_params(tmp_path, 'best', training.net)  # of the validation at 32
-    assert abs(values(training.net)['x_to_enc.weight'] - latest['x_to_enc.weight']).max() > 1e-4
+    assert abs(values(training.net)['r_to_enc.weight'] - latest['r_to_enc.weight']).max() > 1e-4
 
 
 # Ctrl-C and bounds that are not finite

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import os
+import signal
 
 # MXNet takes half the processors unless told otherwise before it is imported; a user's own setting stands.
 if not {'OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'} & os.environ.keys():
@@ -29,7 +30,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
     def error(self, message):
-        self.exit(2, f'{self.prog}: error: {message}\n')
+        line = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # of a file name, say
+        self.exit(2, f'{self.prog}: error: {line}\n')
 
 
 @contextlib.contextmanager
@@ -43,6 +45,29 @@ def one_line(parser, *exceptions):
         parser.error(str(error))
     except OSError as error:
         parser.error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+
+
+class Stop:
+    """A context in which the first SIGINT (Ctrl-C) or SIGTERM only sets `signal`; the second raises KeyboardInterrupt.
+
+    So a training ends between two steps, with a state that can be saved.
+    """
+
+    def __init__(self):
+        self.signal = None
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _handle(self, number, _):
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def count(text):

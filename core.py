@@ -298,8 +298,9 @@ class DRAW(HybridBlock):
         super().__init__(**kwargs)
         _check_sizes(height=image_shape[0], width=image_shape[1], num_steps=num_steps,
                      num_recurrent_units=num_recurrent_units, latent_dim=latent_dim)
+        self.image_shape, self.num_steps = tuple(image_shape), num_steps
         self._num_pixels = image_shape[0] * image_shape[1]
-        self._num_steps, self._num_units, self._latent_dim = num_steps, num_recurrent_units, latent_dim
+        self._num_units, self._latent_dim = num_recurrent_units, latent_dim
         units, num_gates = num_recurrent_units, 4 * num_recurrent_units
         for block in (read, write):
             block.build(units, image_shape)
@@ -381,7 +382,7 @@ class DRAW(HybridBlock):
     def _unroll(self, F, eps, initial, x=None):
         """The T steps for training, reconstruction and (without x) generation; a list of what `_step` returns."""
         eps_t = [F.reshape(F.slice_axis(eps, axis=0, begin=t, end=t + 1), (-3, 0))       # (batch, latent_dim)
-                 for t in range(self._num_steps)]
+                 for t in range(self.num_steps)]
 
         def repeat(row):  # (1, n) -> (batch, n)
             return F.broadcast_like(row, eps_t[0], lhs_axes=(0,), rhs_axes=(0,))
@@ -390,7 +391,7 @@ class DRAW(HybridBlock):
                      canvas=repeat(F.zeros((1, self._num_pixels))))
         x_gates = () if x is None or not self.read.static else (self.x_to_enc(x),)
         steps = []
-        for t in range(self._num_steps):
+        for t in range(self.num_steps):
             state = self._step(F, state, eps_t[t], x, x_gates)
             steps.append(state)
         return steps
@@ -415,8 +416,8 @@ class DRAW(HybridBlock):
         return state
 
     def _check(self, eps, x=None):
-        if eps.ndim != 3 or eps.shape[::2] != (self._num_steps, self._latent_dim):
-            raise ValueError(f'eps must have the shape (num_steps, batch, latent_dim) = ({self._num_steps}, batch, '
+        if eps.ndim != 3 or eps.shape[::2] != (self.num_steps, self._latent_dim):
+            raise ValueError(f'eps must have the shape (num_steps, batch, latent_dim) = ({self.num_steps}, batch, '
                              f'{self._latent_dim}), not {eps.shape}')
         if x is not None and x.shape != (eps.shape[1], self._num_pixels):
             raise ValueError(f'x must have the shape (batch, height * width) = ({eps.shape[1]}, '

@@ -1,6 +1,9 @@
 """Writing files that are either whole or not there."""
 import os
+import re
 import uuid
+
+_TEMPORARY = re.compile(r'.+\.[0-9a-f]{32}\.tmp')
 
 
 def write_whole(path, content):
@@ -34,3 +37,10 @@ def write_whole(path, content):
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def remove_unfinished(folder):
+    """Remove what `write_whole` left in `folder` when its process was killed."""
+    for name in os.listdir(folder):
+        if _TEMPORARY.fullmatch(name):
+            os.remove(os.path.join(folder, name))

@@ -1,51 +1,69 @@
 """What TensorBoard shows of a run, written with mxboard, against the number of training samples seen."""
+import os
+import re
+import time
+
 import numpy as np
-from mxboard.summary import text_summary
+from mxboard.event_file_writer import EventsWriter
+from mxboard.proto.event_pb2 import Event
+from mxboard.summary import histogram_summary, image_summary, scalar_summary, text_summary
 
 import render
 import sample
 
 _PREVIEW = 16  # samples and reconstructions per picture
 _PREVIEW_SEED = 0  # the same noise at every moment, so that pictures compare
+_EVENT_FILE = re.compile(r'events\.out\.tfevents\.[\w.-]+')
 
 
 class Log:
-    """Curves, pictures and histograms of one run.
+    """Curves, pictures and histograms of one run, in an event file of its own.
+
+    It is written in the calling thread: mxboard's SummaryWriter keeps every number in memory, and its thread hangs
+    the program when the disk is full.
 
     Parameters
     ----------
-    writer : mxboard.SummaryWriter
+    folder : str
     arguments : dict
         The run's arguments, written as a table.
     """
 
-    def __init__(self, writer, arguments):
-        self._writer, self._arguments = writer, arguments
+    def __init__(self, folder, arguments):
+        self._folder, self._arguments = folder, arguments
+        self._events = EventsWriter(os.path.join(folder, 'events'), verbose=False)
+        self._events.init_with_suffix(f'.{time.time_ns()}')  # TensorBoard reads in the order of the names
         table = ['| argument | value |', '|---|---|'] + [f'| {name} | {value} |' for name, value in arguments.items()]
         summary = text_summary('configuration', '\n'.join(table))
         summary.value[0].tag = 'configuration'  # add_text of mxboard 0.1.0 forgets it, and TensorBoard then fails
         # First of all: TensorBoard drops what was written before a text with a lower step.
-        writer._file_writer.add_summary(summary, 0)
+        self._add(summary, 0)
+
+    def _add(self, summary, seen):
+        self._events.write_event(Event(wall_time=time.time(), step=seen, summary=summary))
+
+    def _scalar(self, tag, value, seen):
+        self._add(scalar_summary(tag, float(value)), seen)
 
     def bound(self, split, seen, reconstruction, kl):
         """The negative variational bound and its two parts, in nats per image."""
         for name, value in (('bound', reconstruction + kl), ('reconstruction', reconstruction), ('kl', kl)):
-            self._writer.add_scalar(f'{name}/{split}', float(value), seen)
+            self._scalar(f'{name}/{split}', value, seen)
 
     def kl_per_step(self, seen, kl_t):
         """The KL of each time step on the validation images, in nats per image."""
         for t, value in enumerate(kl_t, start=1):
-            self._writer.add_scalar(f'kl_per_step/{t:03d}', float(value), seen)
+            self._scalar(f'kl_per_step/{t:03d}', value, seen)
 
     def optimization(self, seen, norm, samples_per_second):
         """Norm of the gradient before clipping (nats), and speed."""
-        self._writer.add_scalar('optimization/gradient_norm', float(norm), seen)
-        self._writer.add_scalar('optimization/samples_per_second', float(samples_per_second), seen)
+        self._scalar('optimization/gradient_norm', norm, seen)
+        self._scalar('optimization/samples_per_second', samples_per_second, seen)
 
     def gradients(self, net, seen):
         """A histogram per parameter of the last batch's clipped gradient."""
         for name, parameter in net._collect_params_with_prefix().items():
-            self._writer.add_histogram(f'gradient/{name}', parameter.grad().asnumpy(), seen, bins=50)
+            self._add(histogram_summary(f'gradient/{name}', parameter.grad().asnumpy(), 50), seen)
 
     def pictures(self, net, images, seen, ctx):
         """Samples from the prior by time step, and reconstructions below the images they are of."""
@@ -58,8 +76,39 @@ class Log:
         self._picture('reconstructions/below_their_originals', render.sheet(pairs), seen)
 
     def _picture(self, tag, grey, seen):
-        self._writer.add_image(tag, grey.astype(np.float32) / 255, seen)
+        self._add(image_summary(tag, grey.astype(np.float32) / 255), seen)
 
     def flush(self):
-        """Hand everything to the operating system; mxboard itself does so late, and not at exit."""
-        self._writer.flush()
+        """Hand everything to the disk; mxboard itself only hands it to the operating system, and late."""
+        self._events.flush()
+        with open(self._events._filename, 'rb') as file:
+            os.fsync(file.fileno())
+
+    def sizes(self):
+        """What is on the disk now, {event file: bytes}, for `rewind`."""
+        self.flush()
+        return {name: os.path.getsize(os.path.join(self._folder, name)) for name in _event_files(self._folder)}
+
+    def close(self):
+        """Close the event file. Raises nothing: what `flush` has returned for is on the disk."""
+        writer, self._events._recordio_writer = self._events._recordio_writer, None  # or mxboard closes it again
+        try:
+            writer.close()
+        except OSError:  # a full disk, which the flush before has told
+            writer._writer = None
+
+
+def _event_files(folder):
+    """Names of the event files that are plain files."""
+    return sorted(entry.name for entry in os.scandir(folder)
+                  if _EVENT_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+
+
+def rewind(folder, sizes):
+    """Take back what was logged after `Log.sizes` returned `sizes`, so that a resumed run's curves have no fold."""
+    for name in _event_files(folder):
+        path, size = os.path.join(folder, name), sizes.get(name)
+        if size is None:
+            os.remove(path)
+        elif os.path.getsize(path) > size:
+            os.truncate(path, size)

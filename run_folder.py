@@ -1,25 +1,23 @@
-"""A run's folder: config.json, last.params and best.params. The one place that writes and reads them.
-
-Parameter files are MXNet's own (`net.load_parameters` reads them). They are read here by a strict parser, since
-MXNet's crashes the interpreter, or asks for any amount of memory, on a damaged file.
-"""
+"""A run's folder: config.json, last.params, best.params and checkpoint.params, and the one training that may use it."""
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import platform
-import struct
+import shutil
 import tempfile
 import time
 from importlib import metadata
 
-import numpy as np
 from mxnet import nd
-from mxnet.base import MXNetError
 
 import core
 import data
 import files
+import params_file
 
-_LIST_MAGIC, _ARRAY_MAGIC, _DENSE, _FLOAT32 = 0x112, 0xF993FAC9, 0, 0
+_CHECKPOINT = 'checkpoint.params'
 SIZES = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim')
 MAX_SIZE = 2 ** 16  # of each of SIZES
 
@@ -44,17 +42,30 @@ def check_writable(folder):
         raise RunError(f'cannot write in {folder}: {error.strerror}') from None
 
 
-def create(logdir, name):
-    """Make and return the new folder `logdir/<date>-<time>-<name>`; no two runs ever share one."""
+def create(logdir, name, config):
+    """Make and return the new folder `logdir/<date>-<time>-<name>` with config.json; no two runs ever share one."""
     stem = os.path.join(logdir, f'{time.strftime("%Y%m%d-%H%M%S")}-{name}')
-    for attempt in range(1, 1000):
-        folder = stem if attempt == 1 else f'{stem}-{attempt}'
-        try:
-            os.makedirs(folder)
-            return folder
-        except FileExistsError:
-            continue
+    new = tempfile.mkdtemp(prefix='.new-', dir=logdir)  # renamed with its content: a run without config.json is none
+    try:
+        os.chmod(new, 0o777 & ~_umask())
+        write_config(new, config)
+        for attempt in range(1, 1000):
+            folder = stem if attempt == 1 else f'{stem}-{attempt}'
+            try:
+                os.rename(new, folder)
+                return folder
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     raise RunError(f'no free folder name beside {stem}')
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_config(folder, config):
@@ -66,6 +77,8 @@ def read_config(folder):
     """The content of config.json, what the scripts use of it checked. Raises RunError."""
     path = os.path.join(folder, 'config.json')
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise RunError(f'{path} is not a file')
         if os.path.getsize(path) > 2 ** 20:
             raise RunError(f'{path} is not the config.json of a run: it is larger than 1 MiB')
         with open(path) as file:
@@ -99,22 +112,15 @@ def build_net(arguments):
                      latent_dim=latent_dim)
 
 
+def parameters(net):
+    """The network's parameters by their names, {name: Parameter}."""
+    return net._collect_params_with_prefix()
+
+
 def save_params(folder, name, net):
-    """Write <name>.params. Raises RunError."""
-    path = os.path.join(folder, f'{name}.params')
-
-    def write(temporary):
-        net.save_parameters(temporary)
-        _read_params(temporary, _shapes(net))  # MXNet does not notice that the end does not fit on the disk
-
-    try:
-        files.write_whole(path, write)
-    except (MXNetError, RunError):
-        raise RunError(f'{path} cannot be written whole; is the disk full?') from None
-
-
-def _shapes(net):
-    return {name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
+    """Write <name>.params. Raises OSError."""
+    arrays = {key: parameter.data() for key, parameter in parameters(net).items()}
+    params_file.write(os.path.join(folder, f'{name}.params'), arrays, {'model': _model(net)})
 
 
 def load_net(folder, ctx):
@@ -146,80 +152,76 @@ def load_params(folder, name, net, ctx=None):
     Raises RunError.
     """
     path = os.path.join(folder, f'{name}.params')
-    arrays = _read_params(path, _shapes(net))
+    arrays, _ = _read(path, net, {key: parameter.shape for key, parameter in parameters(net).items()})
     if ctx is not None:
         net.initialize(ctx=ctx)  # takes memory, so not for a config.json whose sizes the file does not have
-    for key, parameter in net._collect_params_with_prefix().items():
+    for key, parameter in parameters(net).items():
         parameter.set_data(nd.array(arrays[key]))
     return path
 
 
-def _read_params(path, expected):
-    """The float32 arrays in MXNet's parameter file `path`, which must be exactly {name: shape} `expected`.
+def _model(net):
+    """What the shapes of the parameters do not say of a network."""
+    return {'image_shape': list(net.image_shape), 'num_steps': net.num_steps}
 
-    Layout (little endian): list header, the number of arrays, the arrays (header, shape, context, type, payload),
-    the number of names, the names. For a known architecture every byte outside the payloads is known.
+
+def _read(path, net, shapes):
+    try:
+        arrays, metadata = params_file.read(path, shapes)
+    except params_file.ParamsError as error:
+        raise RunError(str(error)) from None
+    if metadata.get('model') != _model(net):
+        raise RunError(f'{path} does not fit the config.json beside it: the file has {metadata.get("model")}, '
+                       f'config.json {_model(net)}')
+    return arrays, metadata
+
+
+def save_checkpoint(folder, net, state, metadata):
+    """Write checkpoint.params, all that `load_checkpoint` returns; the one before stays until this one is whole.
+
+    Parameters
+    ----------
+    folder : str
+    net : DRAW
+    state : list of dict of str to NDArray
+        The parameters by name, and as many dicts of the same shapes as the optimizer needs.
+    metadata : dict
+        What JSON can hold.
+
+    Raises
+    ------
+    OSError
     """
-    payload = sum(4 * int(np.prod(shape)) for shape in expected.values())
-    limit = payload + sum(100 + 8 * len(shape) + len(name) for name, shape in expected.items()) + 100
+    arrays = {f'{k}/{name}': array for k, group in enumerate(state) for name, array in group.items()}
+    params_file.write(os.path.join(folder, _CHECKPOINT), arrays, {**metadata, 'model': _model(net)})
+
+
+def load_checkpoint(folder, net, num_groups):
+    """What `save_checkpoint` wrote, as (state, metadata), or None where there is no checkpoint yet. Raises RunError."""
+    path = os.path.join(folder, _CHECKPOINT)
+    if not os.path.lexists(path):
+        return None
+    names = {name: parameter.shape for name, parameter in parameters(net).items()}
+    shapes = {f'{k}/{name}': shape for k in range(num_groups) for name, shape in names.items()}
+    arrays, metadata = _read(path, net, shapes)
+    return [{name: nd.array(arrays[f'{k}/{name}']) for name in names} for k in range(num_groups)], metadata
+
+
+@contextlib.contextmanager
+def lock(folder):
+    """Hold a run's folder for this process; the system lets go of it when the process ends, however it does.
+
+    Raises RunError where another process holds it.
+    """
+    path = os.path.join(folder, 'lock')
     try:
-        with open(path, 'rb') as file:
-            content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        raise RunError(f'no model in this folder: {path}: {error.strerror}') from None
+        raise RunError(f'{path}: {error.strerror}') from None
     try:
-        arrays = _parse_params(content)
-    except (struct.error, ValueError) as error:
-        raise RunError(f'{path} is damaged or not a parameter file: {error}') from None
-    shapes = {name: array.shape for name, array in arrays.items()}
-    if shapes != expected:
-        wrong = sorted(name for name in {**shapes, **expected} if shapes.get(name) != expected.get(name))
-        raise RunError(f'{path} does not fit the config.json beside it: {wrong[0]!r} is {shapes.get(wrong[0])}, '
-                       f'expected {expected.get(wrong[0])}')
-    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if bad:
-        raise RunError(f'{path} is damaged: {bad[0]} holds numbers that are not finite')
-    return arrays
-
-
-def _parse_params(content):
-    position = 0
-
-    def take(layout):
-        nonlocal position
-        values = struct.unpack_from('<' + layout, content, position)
-        position += struct.calcsize('<' + layout)
-        return values if len(values) > 1 else values[0]
-
-    magic, _, number = take('QQQ')
-    if magic != _LIST_MAGIC or number > len(content):
-        raise ValueError('no header of an MXNet parameter file')
-    arrays = []
-    for _ in range(number):
-        array_magic, storage, num_axes = take('Iii')
-        if array_magic != _ARRAY_MAGIC or storage != _DENSE or not 1 <= num_axes <= 8:
-            raise ValueError(f'array {len(arrays)} has no valid header')
-        shape = struct.unpack_from(f'<{num_axes}q', content, position)
-        position += 8 * num_axes
-        _, _, dtype = take('iii')
-        size = 1
-        for length in shape:
-            size *= length
-            if not 0 < length <= len(content) or size > len(content):
-                raise ValueError(f'array {len(arrays)} claims the shape {shape}')
-        if dtype != _FLOAT32 or position + 4 * size > len(content):
-            raise ValueError(f'array {len(arrays)} is cut short or not float32')
-        arrays.append(np.frombuffer(content, '<f4', size, position).reshape(shape))
-        position += 4 * size
-    if take('Q') != number:
-        raise ValueError('as many names as arrays are expected')
-    names = []
-    for _ in range(number):
-        length = take('Q')
-        if length > len(content):
-            raise ValueError('the list of names is damaged')
-        names.append(content[position:position + length].decode('ascii'))
-        position += length
-    if position != len(content) or len(set(names)) != number:
-        raise ValueError('the list of names is damaged')
-    return dict(zip(names, arrays))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise RunError(f'{folder} is in use by another training') from None
+    finally:
+        os.close(file)

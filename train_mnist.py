@@ -2,15 +2,18 @@
 
     python train_mnist.py --attention             # the paper's MNIST row: 64 steps, 2x2 read, 5x5 write
     python train_mnist.py --dataset synthetic     # no files, no network
+    python train_mnist.py --resume results/RUN    # go on after a stop, a crash or a power cut
 """
+import argparse
+import contextlib
 import copy
 import os
 import shlex
+import signal
 import sys
 import time
 
 import cli  # isort: skip  (sets up threads before mxnet is imported)
-import mxboard
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
@@ -18,13 +21,16 @@ from tqdm import tqdm
 
 import core
 import data
+import files
 import run_folder
 import sample
-from log import Log
+from log import Log, rewind
 
 _STATIC = {'static_alloc': True, 'static_shape': True}  # safe with one forward pass per record() (core.DRAW)
 _NUM_GIFS = 10
 _VALIDATION_SEED = 0  # of the noise in validation bounds, so that moments and runs compare
+# What a resumed run may change; all else decides what the run is.
+_MAY_CHANGE = ('num_train_samples', 'learning_rate', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir', 'gpu')
 
 
 class NotFinite(Exception):
@@ -45,18 +51,23 @@ class Training:
 
     def __init__(self, net, args, ctx):
         self.net, self.args, self.ctx, self.seen = net, args, ctx, 0
+        self.best_bound, self.seconds = float('inf'), 0.  # on the validation images; of training, over all sittings
         # The copy shares the parameters and has a graph of its own: with one graph for both, MXNet plans it anew at
         # every change between training and validation.
         self._evaluator, self._loss = copy.copy(net), core.DRAWLoss()
         for block in (self.net, self._evaluator, self._loss):
             block.hybridize(**_STATIC)
         self._trainer = gluon.Trainer(net.collect_params(), 'adam', {'learning_rate': args.learning_rate})
-        self._recent = []
+        self._recent, self._noise_ahead = [], (None, None)
 
     def step(self, x):
-        """One Adam step on a batch (batch_size, height * width) of 0 and 1; does not wait for its result."""
+        """One Adam step on a batch (batch_size, height * width) of 0 and 1.
+
+        Raises NotFinite, the parameters and the optimizer untouched, where the bound or the gradient's norm is NaN
+        or infinite.
+        """
         x = nd.array(x, ctx=self.ctx)
-        eps = self._noise(self.args.seed, 'noise', self.seen)
+        eps = self._training_noise(self.seen)
         with autograd.record():
             canvas, mu, log_sigma = self.net(x, eps)
             reconstruction, kl = self._loss(canvas, mu, log_sigma, x)
@@ -64,23 +75,77 @@ class Training:
         bound.backward()
         gradients = [parameter.grad() for parameter in self.net.collect_params().values()]
         norm = gluon.utils.clip_global_norm(gradients, self.args.clip_norm, check_isfinite=False)
+        numbers = nd.concat(reconstruction.mean(), kl.mean(), norm, dim=0)
+        self._training_noise(self.seen + len(x))  # drawn while MXNet is still busy with this step
+        numbers = numbers.asnumpy()
+        self._check_finite(numbers)
         self._trainer.step(1)  # the bound is a mean over the batch already
-        self._recent.append((reconstruction.mean(), kl.mean(), norm))
+        self._recent.append(numbers)
         self.seen += len(x)
+
+    def _training_noise(self, position):
+        """The noise of the step after `position` training samples; the last one drawn is kept."""
+        if self._noise_ahead[0] != position:
+            self._noise_ahead = position, self._noise(self.args.seed, 'noise', position)
+        return self._noise_ahead[1]
 
     def kl_weight(self):
         """Weight of the KL in the training objective: grows linearly to 1 over the first args.kl_warmup samples."""
         return min(1., (self.seen + self.args.batch_size) / self.args.kl_warmup)
 
     def means(self):
-        """Means over the steps since the last call: reconstruction, KL and gradient norm, in nats per image.
-
-        Waits for the device. Raises NotFinite where a number is NaN or infinite.
-        """
-        means = tuple(float(nd.stack(*values).mean().asscalar()) for values in zip(*self._recent))
+        """Means over the steps since the last call: reconstruction, KL and gradient norm, in nats per image."""
+        means = np.mean(self._recent, axis=0, dtype=np.float64)
         self._recent = []
-        self._check_finite(*means)
-        return means
+        return tuple(map(float, means))
+
+    def save_checkpoint(self, folder, log):
+        """Write what `resume` needs, and nothing that a stopped and an unstopped run would write differently."""
+        named = run_folder.parameters(self.net)
+        state = self._trainer._updaters[0].states  # Trainer.save_states would be a pickle
+        index = {id(parameter): k for k, parameter in enumerate(self._trainer._params)}
+        adam = {name: state[index[id(parameter)]] for name, parameter in named.items()}
+        groups = [{name: parameter.data() for name, parameter in named.items()},
+                  *({name: moments[k] for name, moments in adam.items()} for k in range(2))]
+        run_folder.save_checkpoint(folder, self.net, groups, {
+            'samples_seen': self.seen, 'num_updates': self._trainer._optimizer.num_update,
+            'best_bound': self.best_bound, 'seconds': self.seconds, 'event_files': log.sizes(),
+            'arguments': arguments_of(self.args)})
+
+    def resume(self, folder):
+        """Take up where the checkpoint in `folder` ends, or start anew where there is none yet; rewinds the log.
+
+        Raises run_folder.RunError.
+        """
+        checkpoint = run_folder.load_checkpoint(folder, self.net, num_groups=3)
+        if checkpoint is None:
+            rewind(folder, {})
+            return
+        groups, metadata = checkpoint
+        path = os.path.join(folder, 'checkpoint.params')
+        numbers = [metadata.get(key) for key in ('samples_seen', 'num_updates', 'best_bound', 'seconds')]
+        if not (all(type(n) is int and n > 0 for n in numbers[:2]) and all(type(n) is float for n in numbers[2:])
+                and isinstance(metadata.get('event_files'), dict) and isinstance(metadata.get('arguments'), dict)
+                and all(type(n) is int and n >= 0 for n in metadata['event_files'].values())):
+            raise run_folder.RunError(f'{path} is damaged: its metadata is incomplete')
+        for name, value in arguments_of(self.args).items():
+            if name not in _MAY_CHANGE and metadata['arguments'].get(name) != value:
+                raise run_folder.RunError(f'{folder}/config.json was changed: {name} is {value!r}, but '
+                                          f'{metadata["arguments"].get(name)!r} in checkpoint.params')
+        self.seen, num_updates, self.best_bound, self.seconds = numbers
+        if self.best_bound < float('inf'):
+            run_folder.load_params(folder, 'best', self.net)  # the end of the run needs it
+        parameters, means, variances = groups
+        named = {id(parameter): name for name, parameter in run_folder.parameters(self.net).items()}
+        updater, optimizer = self._trainer._updaters[0], self._trainer._optimizer
+        for k, parameter in enumerate(self._trainer._params):
+            name = named[id(parameter)]
+            parameter.set_data(parameters[name])
+            updater.states[k] = (means[name].as_in_context(self.ctx), variances[name].as_in_context(self.ctx))
+            updater.states_synced[k] = True
+            optimizer._index_update_count[k] = num_updates
+        optimizer.num_update = num_updates
+        rewind(folder, metadata['event_files'])
 
     def validate(self, images):
         """Mean reconstruction, KL and KL per step over images (n, height * width), with one draw of z for each.
@@ -107,12 +172,15 @@ class Training:
 
     def _check_finite(self, *numbers):
         if not all(np.isfinite(number).all() for number in numbers):
-            raise NotFinite(f'the bound or its gradient is not finite at {self.seen:,} training samples; try a smaller '
-                            f'--learning_rate or --clip_norm')
+            raise NotFinite(f'the bound or its gradient is not finite after {self.seen:,} training samples; '
+                            f'add a smaller --learning_rate')
 
 
-def train(training, stream, images, log, folder):
-    """Train for args.num_train_samples, saving last.params and best.params in `folder` at every validation.
+def train(training, stream, images, log, folder, stop):
+    """Train until args.num_train_samples are seen or `stop` has a signal.
+
+    Writes last.params and, if it is, best.params in `folder` at every validation, and checkpoint.params when it is due
+    and at the end.
 
     Parameters
     ----------
@@ -122,43 +190,42 @@ def train(training, stream, images, log, folder):
         Validation images, (n, height * width); the first args.num_val_samples are used.
     log : Log
     folder : str
+    stop : cli.Stop
 
     Raises
     ------
-    NotFinite
-        The parameter files are those of the last validation.
-    KeyboardInterrupt
-        After last.params is saved.
+    NotFinite, OSError
+        Every file is as it was when last written whole.
     """
-    args, best, logged, started = training.args, float('inf'), training.seen, time.perf_counter()
+    args, logged, before, started = training.args, training.seen, training.seconds, time.perf_counter()
+    moment, stopping, checkpoint_freq = started, False, args.checkpoint_freq or args.val_freq
 
     def due(frequency):
-        return training.seen % frequency < args.batch_size or training.seen >= args.num_train_samples
+        return training.seen % frequency < args.batch_size or training.seen >= args.num_train_samples or stopping
 
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
-    with tqdm(total=total, unit=' samples', smoothing=0.1) as bar:
-        try:
-            while training.seen < args.num_train_samples:
-                training.step(stream.batch(training.seen, args.batch_size))
-                if not due(args.log_freq) and not due(args.val_freq):
-                    continue
-                reconstruction, kl, norm = training.means()
-                log.bound('train', training.seen, reconstruction, kl)
-                log.optimization(training.seen, norm, (training.seen - logged) / (time.perf_counter() - started))
-                bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
-                bar.update(training.seen - logged)
-                if due(args.val_freq):
-                    bound = _validation(training, images[:args.num_val_samples], log)
-                    run_folder.save_params(folder, 'last', training.net)
-                    tqdm.write(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
-                    if bound < best:
-                        best = bound
-                        run_folder.save_params(folder, 'best', training.net)
-                logged, started = training.seen, time.perf_counter()
-        except KeyboardInterrupt:
-            training.means()
-            run_folder.save_params(folder, 'last', training.net)
-            raise
+    with tqdm(total=total, initial=training.seen, unit=' samples', smoothing=0.1) as bar:
+        while training.seen < args.num_train_samples and not stopping:
+            training.step(stream.batch(training.seen, args.batch_size))
+            stopping = stop.signal is not None  # asked once, so that a signal that comes later gets a step of its own
+            if not any(map(due, (args.log_freq, args.val_freq, checkpoint_freq))):
+                continue
+            reconstruction, kl, norm = training.means()
+            log.bound('train', training.seen, reconstruction, kl)
+            log.optimization(training.seen, norm, (training.seen - logged) / (time.perf_counter() - moment))
+            bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
+            bar.update(training.seen - logged)
+            if due(args.val_freq) and not stopping:
+                bound = _validation(training, images[:args.num_val_samples], log)
+                run_folder.save_params(folder, 'last', training.net)
+                tqdm.write(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
+                if bound < training.best_bound:
+                    training.best_bound = bound
+                    run_folder.save_params(folder, 'best', training.net)
+            if due(checkpoint_freq):
+                training.seconds = before + time.perf_counter() - started
+                training.save_checkpoint(folder, log)
+            logged, moment = training.seen, time.perf_counter()
 
 
 def _validation(training, images, log):
@@ -187,7 +254,7 @@ def finish(training, images, log, folder, config):
           f'{_NUM_GIFS} samples: {folder}/sample_0.gif ... sample_{_NUM_GIFS - 1}.gif')
 
 
-def parse_args(parser, argv=None):
+def _add_arguments(parser):
     add = parser.add_argument
     add('--batch_size', '-b', type=cli.count, metavar='N', default=128, help='images per gradient step')
     add('--input_height', '-hh', type=cli.count, metavar='N', default=28, help='pixels; images are resized')
@@ -221,7 +288,13 @@ def parse_args(parser, argv=None):
         help='training samples over which the weight of the KL grows to 1; 1: no warm-up')
     add('--log_freq', type=cli.count, metavar='N', default=1280,
         help='training samples between two points of the training curves')
-    args = parser.parse_args(argv)
+    add('--checkpoint_freq', type=cli.count, metavar='N',
+        help='training samples between two checkpoints; as --val_freq if not given')
+    add('--resume', metavar='RUN_DIR',
+        help='go on with this run; of its arguments only these may change: ' + ', '.join(_MAY_CHANGE))
+
+
+def _check(parser, args):
     for name in (*run_folder.SIZES, 'batch_size'):
         if getattr(args, name) > run_folder.MAX_SIZE:
             parser.error(f'argument --{name}: at most {run_folder.MAX_SIZE}, not {getattr(args, name)}')
@@ -233,39 +306,89 @@ def parse_args(parser, argv=None):
     return args
 
 
+def parse_args(parser, argv=None):
+    _add_arguments(parser)
+    args = _check(parser, parser.parse_args(argv))
+    return args if args.resume is None else _resumed_args(parser, args.resume, argv)
+
+
+def arguments_of(args):
+    """What config.json keeps of the arguments."""
+    return {name: value for name, value in vars(args).items() if name != 'resume'}
+
+
+def _resumed_args(parser, folder, argv):
+    """The arguments of the run in `folder`, checked as a command line is, with the changes that `argv` makes."""
+    try:
+        arguments = run_folder.read_config(folder)['arguments']
+    except run_folder.RunError as error:
+        parser.error(str(error))
+    own = cli.Parser(prog=f'{parser.prog}: {folder}/config.json')
+    _add_arguments(own)
+    known = vars(own.parse_args([]))
+    for name, value in arguments.items():
+        if name not in known or not (value is None or isinstance(value, (bool, int, float, str))):
+            own.error(f'{name!r}: {value!r} is no argument of a run')
+    flags = [f'--{name}' if value is True else f'--{name}={value}' for name, value in arguments.items()
+             if value is not None and value is not False]
+    stored = _check(own, own.parse_args(flags))
+    args = _check(parser, parser.parse_args(argv, namespace=argparse.Namespace(**vars(stored))))
+    for name, value in vars(args).items():
+        if value != getattr(stored, name, value) and name not in (*_MAY_CHANGE, 'resume'):
+            parser.error(f'argument --{name}: {value} contradicts {getattr(stored, name)} of the run in {folder}')
+    return args
+
+
 def run(args, ctx, command):
-    """One training run from the data to the GIFs; returns its exit code."""
-    run_folder.check_writable(args.logdir)
+    """One training run from the data to the GIFs, or the rest of one; returns its exit code."""
+    if not args.resume:
+        run_folder.check_writable(args.logdir)
     splits = data.load(args.dataset, args.data_dir, (args.input_height, args.input_width))
     stream = data.TrainingStream(splits['train'], args.binarization, args.seed)
     images = data.evaluation_images(splits['validation'], args.binarization)
-    folder = run_folder.create(args.logdir, 'attention' if args.attention else 'no_attention')
-    config = {'arguments': vars(args), 'command': command, 'versions': run_folder.versions()}
-    run_folder.write_config(folder, config)
-    print(f'Run folder: {folder}')
+    folder = args.resume
+    if not folder:
+        name = 'attention' if args.attention else 'no_attention'
+        folder = run_folder.create(args.logdir, name, {'arguments': arguments_of(args), 'command': command,
+                                                       'versions': run_folder.versions()})
+    with run_folder.lock(folder):
+        config = run_folder.read_config(folder)
+        mx.random.seed(args.seed)
+        net = run_folder.build_net(config['arguments'])
+        net.initialize(ctx=ctx)
+        training = Training(net, args, ctx)
+        if args.resume:
+            files.remove_unfinished(folder)
+            training.resume(folder)
+            config.setdefault('resumed', []).append({'command': command, 'samples_seen': training.seen})
+            config['arguments'] = arguments_of(args)
+            run_folder.write_config(folder, config)
+        print(f'Run folder: {folder}' + (f', from {training.seen:,} training samples on' if args.resume else ''))
+        return _run_in(folder, training, stream, images, config)
 
-    mx.random.seed(args.seed)
-    net = run_folder.build_net(config['arguments'])
-    net.initialize(ctx=ctx)
-    training = Training(net, args, ctx)
-    started = time.time()
-    with mxboard.SummaryWriter(logdir=folder, verbose=False) as writer:
-        log = Log(writer, config['arguments'])
-        try:
-            train(training, stream, images, log, folder)
-            finish(training, images, log, folder, config)
-            return 0
-        except KeyboardInterrupt:
-            print(f'\nStopped after {training.seen:,} training samples; the parameters: {folder}/last.params')
-            return 130
-        except NotFinite as error:
-            before = os.path.exists(os.path.join(folder, 'last.params'))
-            print(f'\ntrain_mnist.py: stopped: {error}; '
-                  f'{folder} holds {"the parameters of the last validation" if before else "no parameters yet"}',
-                  file=sys.stderr)
-            return 1
-        finally:
-            config.update(samples_seen=training.seen, seconds=round(time.time() - started))
+
+def _run_in(folder, training, stream, images, config):
+    """Train, and finish if nothing stops it; returns the exit code."""
+    log, go_on = Log(folder, config['arguments']), f'python train_mnist.py --resume {shlex.quote(folder)}'
+    try:
+        with cli.Stop() as stop:
+            train(training, stream, images, log, folder, stop)
+        if training.seen < training.args.num_train_samples:
+            print(f'\nStopped after {training.seen:,} training samples. Go on with: {go_on}')
+            return 0 if stop.signal == signal.SIGTERM else 130
+        finish(training, images, log, folder, config)
+        return 0
+    except KeyboardInterrupt:
+        print(f'\nStopped. Go on with: {go_on}')
+        return 130
+    except (NotFinite, OSError) as error:
+        what = error if isinstance(error, NotFinite) else ': '.join(filter(None, (error.filename, error.strerror)))
+        print(f'\ntrain_mnist.py: stopped: {what}. Go on with: {go_on}', file=sys.stderr)
+        return 1
+    finally:
+        log.close()
+        config.update(samples_seen=training.seen, seconds=round(training.seconds))
+        with contextlib.suppress(OSError):  # a full disk, which was told
             run_folder.write_config(folder, config)
 
 

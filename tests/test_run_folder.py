@@ -1,5 +1,6 @@
 """run_folder.py and files.py: what a run leaves on the disk, and what is made of it when it is damaged."""
 import concurrent.futures
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from mxnet import nd
 
 import files
+import params_file
 import run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +66,12 @@ def saved(tmp_path):
     return tmp_path, net
 
 
+def sign(path):
+    """Make the checksum right again, so that a test reaches what is behind it."""
+    content = Path(path).read_bytes()[:-32]
+    Path(path).write_bytes(content + hashlib.sha256(content).digest())
+
+
 # Parameters
 
 @pytest.mark.parametrize('attention', [True, False])
@@ -82,11 +90,17 @@ def test_mxnet_reads_what_is_written(tmp_path):
     assert_same(values(other), values(net))
 
 
-def test_what_mxnet_writes_is_read(tmp_path):
-    net, other = make_net(seed=1), make_net(seed=2)
+def test_parameters_without_a_checksum_are_refused(tmp_path):
+    net = make_net()
     net.save_parameters(str(tmp_path / 'last.params'))
-    run_folder.load_params(tmp_path, 'last', other)
-    assert_same(values(other), values(net))
+    assert 'checksum' in refusal(run_folder.load_params, tmp_path, 'last', net)
+
+
+@pytest.mark.parametrize('changes', [{'num_steps': 3}, {'input_height': 4}, {'input_width': 3},
+                                     {'input_height': 4, 'input_width': 3}], ids=str)
+def test_parameters_of_another_network_of_the_same_shapes(saved, changes):
+    folder, _ = saved
+    assert 'does not fit' in refusal(run_folder.load_params, folder, 'last', make_net(**changes))
 
 
 def test_saving_replaces_the_old_file(saved):
@@ -136,7 +150,7 @@ def test_numbers_that_are_not_finite(saved, number):
     folder, net = saved
     bias = net.h_enc_to_q.bias
     bias.set_data(nd.array([0, number]))
-    net.save_parameters(str(folder / 'last.params'))
+    run_folder.save_params(folder, 'last', net)
     assert 'h_enc_to_q.bias' in refusal(run_folder.load_params, folder, 'last', make_net(seed=2))
 
 
@@ -182,8 +196,12 @@ def test_damaged_byte_is_refused_or_has_no_effect(saved):
     assert len(positions) + sum(array.nbytes for array in expected.values()) == len(whole)
     harmless = 0
     for position in positions:
-        for byte in {whole[position] ^ 1, whole[position] ^ 0x80, ord('\n')} - {whole[position]}:
+        for byte in {whole[position] ^ 1, whole[position] ^ 0x80}:
+            path.write_bytes(whole)
             overwrite(path, position, bytes([byte]))
+            if position % 8 == 0:
+                assert 'checksum' in refusal(run_folder.load_params, folder, 'last', other)
+            sign(path)
             try:
                 run_folder.load_params(folder, 'last', other)
             except run_folder.RunError as error:
@@ -191,9 +209,9 @@ def test_damaged_byte_is_refused_or_has_no_effect(saved):
             else:
                 harmless += 1
                 assert_same(values(other), expected)
-        overwrite(path, position, whole[position:position + 1])
-    # Only 8 reserved bytes of the list and 8 bytes per array, the device it was on, have no meaning here.
-    assert harmless <= 3 * (8 + 8 * len(expected))
+    # Without meaning here: 8 reserved bytes of the list, 8 bytes per array, the device it was on, and the checksum
+    # itself, which is made right again.
+    assert harmless <= 2 * (8 + 8 * len(expected) + 32)
 
 
 def claims(data):
@@ -218,6 +236,7 @@ def test_enormous_claims_are_refused_without_taking_memory(saved):
     for what, offset, layout, value in claims(whole):
         path.write_bytes(whole)
         overwrite(path, offset, struct.pack(layout, value))
+        sign(path)
         tracemalloc.start()
         try:
             refusal(run_folder.load_params, folder, 'last', net)
@@ -230,6 +249,7 @@ def test_shape_whose_product_wraps_around_is_refused(saved):
     folder, net = saved
     path = folder / 'last.params'
     overwrite(path, DIMENSION, struct.pack('<2q', 2 ** 33, 2 ** 31))
+    sign(path)
     refusal(run_folder.load_params, folder, 'last', net)
 
 
@@ -269,15 +289,21 @@ def test_foreign_file_is_refused(saved, write):
 def test_other_types_are_refused(saved, dtype):
     folder, net = saved
     arrays = {name: nd.ones(array.shape, dtype=dtype) for name, array in values(net).items()}
+    with open(folder / 'last.params', 'rb') as file:
+        tail = file.read()[-300:]
     nd.save(str(folder / 'last.params'), arrays)
-    refusal(run_folder.load_params, folder, 'last', net)
+    with open(folder / 'last.params', 'ab') as file:
+        file.write(tail[tail.index(b'{'):])
+    sign(folder / 'last.params')
+    assert 'checksum' not in refusal(run_folder.load_params, folder, 'last', net)
 
 
 def test_name_that_occurs_twice_is_refused(saved):
     folder, net = saved
     path = folder / 'last.params'
     path.write_bytes(path.read_bytes().replace(b'c_enc_0', b'h_enc_0'))
-    refusal(run_folder.load_params, folder, 'last', net)
+    sign(path)
+    assert 'names' in refusal(run_folder.load_params, folder, 'last', net)
 
 
 # config.json
@@ -366,21 +392,24 @@ def test_config_of_a_huge_network_takes_no_memory(saved, sizes):
 
 def test_folders_are_unique_at_the_same_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.time, 'strftime', lambda layout: '20200102-030405')
+    (tmp_path / 'logs').mkdir()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: run_folder.create(str(tmp_path / 'logs'), 'attention'), range(40)))
+        folders = list(pool.map(lambda _: run_folder.create(str(tmp_path / 'logs'), 'attention', {}), range(40)))
     assert len(set(folders)) == 40
     assert sorted(map(os.path.basename, folders)) == sorted(os.listdir(tmp_path / 'logs'))
     for folder in folders:
-        assert os.listdir(folder) == []
+        assert os.listdir(folder) == ['config.json']
         assert re.fullmatch(r'20200102-030405-attention(-\d+)?', os.path.basename(folder))
 
 
 def test_folder_is_never_an_existing_one(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.time, 'strftime', lambda layout: '20200102-030405')
-    first = run_folder.create(str(tmp_path), 'attention')
+    first = run_folder.create(str(tmp_path), 'attention', {})
     Path(first, 'config.json').write_text('mine')
-    assert run_folder.create(str(tmp_path), 'attention') != first
-    assert os.listdir(first) == ['config.json']
+    (tmp_path / '20200102-030405-attention-2').write_text('a file')
+    third = run_folder.create(str(tmp_path), 'attention', {})
+    assert third.endswith('-attention-3') and Path(first, 'config.json').read_text() == 'mine'
+    assert not [name for name in os.listdir(tmp_path) if name.startswith('.')]
 
 
 def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
@@ -444,7 +473,8 @@ def test_failure_at_the_end_leaves_the_old_file(tmp_path, monkeypatch, function)
 def test_failed_save_leaves_the_old_parameters(saved, monkeypatch):
     folder, net = saved
     old = (folder / 'last.params').read_bytes()
-    monkeypatch.setattr(net, 'save_parameters', half_written(OSError('disk full')))
+    write = half_written(OSError('disk full'))
+    monkeypatch.setattr(params_file.nd, 'save', lambda path, arrays: write(path))
     with pytest.raises(OSError, match='disk full'):
         run_folder.save_params(folder, 'last', net)
     assert (folder / 'last.params').read_bytes() == old

@@ -152,7 +152,7 @@ def assert_no_run(logdir='results'):
 def test_run_folder_is_complete(run, request):
     run = request.getfixturevalue(run)
     files = sorted(path.name for path in run.folder.iterdir() if not path.name.startswith('events.out.tfevents.'))
-    assert files == sorted(['config.json', 'last.params', 'best.params', *GIFS])
+    assert files == sorted(['config.json', 'last.params', 'best.params', 'checkpoint.params', 'lock', *GIFS])
     assert len(list(run.folder.iterdir())) == len(files) + 1  # one event file
     for name in GIFS:
         pictures = frames(run.folder / name)
@@ -169,7 +169,7 @@ def test_run_folder_is_complete(run, request):
 def test_config(run, seen, request):
     run = request.getfixturevalue(run)
     config = config_of(run.folder)
-    assert config['arguments'] == vars(parse(*run.argv))
+    assert config['arguments'] == train_mnist.arguments_of(parse(*run.argv))
     assert config['samples_seen'] == seen
     assert config['versions'] == {
         'python': '.'.join(map(str, sys.version_info[:3])),
@@ -322,7 +322,7 @@ def test_bound_goes_down(tmp_path, attention):
     training, stream, images = start_training(tmp_path, '-t', '320', '-f', '80', '--log_freq', '32', '-r', '0.03',
                                               *attention)
     log = Recorder()
-    train_mnist.train(training, stream, images, log, str(tmp_path))
+    train_mnist.train(training, stream, images, log, str(tmp_path), cli.Stop())
     trained, validated = log.bounds('train'), log.bounds('validation')
     assert [seen for seen, _ in validated] == [80, 160, 240, 320]
     assert [seen for seen, _ in trained] == sorted({*range(32, 321, 32), 80, 160, 240, 320})
@@ -331,7 +331,7 @@ def test_bound_goes_down(tmp_path, attention):
     assert trained[0][1] > 400  # 784 * log(2) = 543 nats without training
     assert trained[-1][1] < 300 and validated[-1][1] < 300
     seen = [call[2] if call[0] == 'bound' else call[1] for call in log.calls if call[0] not in ('pictures', 'flush',
-                                                                                               'gradients')]
+                                                                                               'gradients', 'sizes')]
     assert seen == sorted(seen)
     assert all(len(call[2]) == T for call in log.calls if call[0] == 'kl_per_step')
     for name in ('kl_per_step', 'pictures', 'gradients', 'flush'):
@@ -343,13 +343,13 @@ def test_static_graphs_train_like_imperative_code(tmp_path, monkeypatch):
     argv = ['--attention', '-t', '96', '-f', '32', '-v', '20']
     training, *rest = start_training(tmp_path, *argv)
     before = values(training.net)
-    train_mnist.train(training, *rest, Recorder(), str(tmp_path))
+    train_mnist.train(training, *rest, Recorder(), str(tmp_path), cli.Stop())
     for block in (HybridBlock, core.DRAW):
         monkeypatch.setattr(block, 'hybridize', lambda *args, **kwargs: None)
     imperative, *rest = start_training(tmp_path, *argv)
     assert training.net._active and not imperative.net._active
     assert all(np.array_equal(array, before[name]) for name, array in values(imperative.net).items())
-    train_mnist.train(imperative, *rest, Recorder(), str(tmp_path))
+    train_mnist.train(imperative, *rest, Recorder(), str(tmp_path), cli.Stop())
     after = values(training.net)
     for name, array in values(imperative.net).items():
         np.testing.assert_allclose(array, after[name], rtol=0, atol=1e-4, err_msg=name)
@@ -393,7 +393,7 @@ def test_best_parameters_are_those_of_the_lowest_bound(tmp_path, monkeypatch):
         return next(bounds), 1., np.ones(T) / T
 
     monkeypatch.setattr(training, 'validate', validate)
-    train_mnist.train(training, stream, images, Recorder(), str(tmp_path))
+    train_mnist.train(training, stream, images, Recorder(), str(tmp_path), cli.Stop())
     assert len(moments) == 4
     for name, moment in (('best', moments[1]), ('last', moments[3])):
         run_folder.load_params(tmp_path, name, training.net)
@@ -412,20 +412,21 @@ def test_weight_of_the_kl_grows_to_1(tmp_path):
 
 def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, monkeypatch):
     training, stream, images = start_training(tmp_path, '-t', '640', '-f', '32', '--log_freq', '16')
-    step = training.step
+    step, stop = training.step, cli.Stop()
 
     def interrupted(x):
         if training.seen == 48:
-            raise KeyboardInterrupt
+            stop.signal = signal.SIGINT
         step(x)
 
     monkeypatch.setattr(training, 'step', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_mnist.train(training, stream, images, Recorder(), str(tmp_path))
+    train_mnist.train(training, stream, images, Recorder(), str(tmp_path), stop)
+    assert training.seen == 64
     latest = values(training.net)
-    run_folder.load_params(tmp_path, 'last', training.net)
-    for name, array in values(training.net).items():
-        np.testing.assert_array_equal(array, latest[name], err_msg=name)
+    (parameters, *_), metadata = run_folder.load_checkpoint(tmp_path, training.net, num_groups=3)
+    assert metadata['samples_seen'] == 64
+    for name, array in parameters.items():
+        np.testing.assert_array_equal(array.asnumpy(), latest[name], err_msg=name)
     run_folder.load_params(tmp_path, 'best', training.net)  # of the validation at 32
     assert abs(values(training.net)['r_to_enc.weight'] - latest['r_to_enc.weight']).max() > 1e-4
 
@@ -452,23 +453,23 @@ def started(*argv):
             watchdog.cancel()
 
 
-def test_ctrl_c_saves_the_parameters(workplace, capsys):
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_signal_saves_and_says_how_to_go_on(workplace, capsys, number, code):
     with started(*SIZES, '--attention', '-t', '1e7', '-f', '32', '-v', '20') as process:
         assert any('validation bound' in line for line in process.stdout)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate()
-        assert process.returncode == 130
+        assert process.returncode == code
     assert 'Traceback' not in out + err
     folder = only_folder('results')
-    line, = (line for line in (out + err).splitlines() if 'last.params' in line)
-    assert str(folder / 'last.params') in line
+    line, = (line for line in (out + err).splitlines() if '--resume' in line)
     seen = config_of(folder)['samples_seen']
     assert seen >= 32 and seen % BATCH == 0 and f'{seen:,}' in line
+    assert line.endswith(f'python train_mnist.py --resume {folder}')
     assert 'validation' not in config_of(folder)
     assert not list(folder.glob('*.tmp'))
     net = run_folder.build_net(config_of(folder)['arguments'])
-    net.initialize()
-    run_folder.load_params(folder, 'last', net)
+    assert run_folder.load_checkpoint(folder, net, num_groups=3)[1]['samples_seen'] == seen
     sample.main([str(folder), '-n', '1', '-o', 'out'])
     assert os.listdir('out') == ['sample_0.gif']
 

@@ -1,0 +1,224 @@
+"""Files that are damaged or hostile: thousands of mutations of each kind end in one line, or do no harm."""
+import gzip
+import io
+import os
+import resource
+import shutil
+import struct
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+import data
+import log
+import run_folder
+import sample
+import train_mnist
+from idx import write_mnist
+from test_run_folder import sign
+
+MUTATIONS = 1000  # of each kind
+SIZES = ['-s', '2', '-u', '4', '-l', '2', '-b', '8', '-t', '8', '-v', '4']
+NUMBERS = [struct.pack(layout, number) for layout in ('<Q', '<I', '>I')
+           for number in (0, 1, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1)] + [b'\xff' * 8, struct.pack('<Q', 2 ** 63)]
+
+
+CHANGES = [  # of content; at and length are anywhere in it, byte is any, number is one of NUMBERS
+    lambda content, at, length, byte, number: content[:at],
+    lambda content, at, length, byte, number: content[at:],
+    lambda content, at, length, byte, number: content[:at] + byte + content[at + 1:],
+    lambda content, at, length, byte, number: content[:at] + number + content[at + len(number):],
+    lambda content, at, length, byte, number: content[:at % 64] + number + content[at % 64 + len(number):],
+    lambda content, at, length, byte, number: content[:at] + byte * (length % 64) + content[at:],
+    lambda content, at, length, byte, number: content[:at] + content[at + length % 64:],
+    lambda content, at, length, byte, number: content[:at] + content[length:] + content[at:length],
+    lambda content, at, length, byte, number: np.random.default_rng(at).bytes(length),
+    lambda content, at, length, byte, number: content.replace(content[at:at + 1], byte, 3)]
+
+
+def mutate(content, rng):
+    """One to three random changes of the bytes."""
+    for _ in range(rng.integers(1, 4)):
+        at, length = (int(rng.integers(len(content) + 1)) for _ in range(2))
+        change = CHANGES[rng.integers(len(CHANGES))]
+        content = change(content, at, length, rng.bytes(1), NUMBERS[rng.integers(len(NUMBERS))])
+    return content
+
+
+@pytest.fixture(autouse=True)
+def no_memory_is_taken():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """A folder with MNIST files and two runs, with attention and without."""
+    folder = tmp_path_factory.mktemp('fuzz')
+    (folder / 'data').mkdir()
+    write_mnist(folder / 'data', num_train=60, num_test=10)
+    for name, flags in (('attention', ['--attention']), ('plain', [])):
+        argv = [*SIZES, *flags, '--data_dir', str(folder / 'data'), '--logdir', str(folder / 'logs')]
+        assert train_mnist.main(argv) == 0
+        run, = (folder / 'logs').iterdir()
+        os.rename(run, folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_mnist, '_run_in', lambda *args: 0)  # what comes before the work is under test
+    monkeypatch.setenv('DRAW_MNIST_MIRROR', 'http://127.0.0.1:9/')
+    monkeypatch.setenv('no_proxy', '*')
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / 'attention', 'run')
+    return Path('run')
+
+
+def ends_well(main, *argv):
+    """Run a script; whether it refused, which must be with one line and exit code 2."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([*map(str, argv)])
+    except SystemExit as stop:
+        code = stop.code
+    if code in (None, 0):
+        return False
+    err = err.getvalue()
+    assert code == 2 and err.count('\n') == 1 and err.strip().isprintable(), (code, err)
+    return True
+
+
+def paint(folder):
+    return ends_well(sample.main, folder, '-n', '1', '-o', 'out', '--scale', '1')
+
+
+def resume(folder):
+    return ends_well(train_mnist.main, '--resume', folder, '-t', '16')
+
+
+@pytest.mark.parametrize('name, script', [('best.params', paint), ('checkpoint.params', resume)])
+@pytest.mark.parametrize('signed', [False, True])
+def test_parameter_files(run, name, script, signed):
+    """With the checksum made right again the parser behind it is reached."""
+    rng, path = np.random.default_rng(0), run / name
+    whole, refused = path.read_bytes(), 0
+    for k in range(MUTATIONS):
+        content = mutate(whole, rng)
+        path.write_bytes(content)
+        if signed and len(content) > 32:
+            sign(path)
+        refused += (answer := script(run))
+        assert answer or signed or content == whole, k
+    assert refused > 0.8 * MUTATIONS
+
+
+@pytest.mark.parametrize('script', [paint, resume])
+def test_config(run, script):
+    rng, path = np.random.default_rng(1), run / 'config.json'
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(whole, rng))
+        refused += script(run)
+    assert refused > 0.5 * MUTATIONS
+
+
+WORDS = [b'0', b'-1', b'1.5', b'1e999', b'NaN', b'null', b'true', b'[]', b'{}', b'"text"', b'"\\n"', b'65536', b'65537',
+         b'99999999999999999999', b'"mnist"', b'"--gpu"', b'"../../../etc/passwd"']
+
+
+@pytest.mark.parametrize('script', [paint, resume])
+def test_config_with_other_values(run, script):
+    """The text stays JSON: other values for the keys."""
+    rng, path = np.random.default_rng(2), run / 'config.json'
+    lines = path.read_bytes().split(b'\n')
+    for _ in range(MUTATIONS):
+        changed = list(lines)
+        for _ in range(rng.integers(1, 3)):
+            at = rng.integers(len(lines))
+            key, colon, _ = changed[at].partition(b': ')
+            word = WORDS[rng.integers(len(WORDS))]
+            if colon and not changed[at].endswith((b'{', b'[')):
+                changed[at] = key + colon + word + (b',' if changed[at].endswith(b',') else b'')
+        path.write_bytes(b'\n'.join(changed))
+        script(run)
+
+
+@pytest.mark.parametrize('suffix', ['', '.gz'])
+def test_images(runs, tmp_path, suffix):
+    rng = np.random.default_rng(3)
+    (tmp_path / 'data').mkdir()
+    write_mnist(tmp_path / 'data', num_train=12, num_test=6, size=(5, 7))
+    name = 'train-images-idx3-ubyte'
+    if not suffix:
+        content = gzip.decompress((tmp_path / 'data' / f'{name}.gz').read_bytes())
+        (tmp_path / 'data' / f'{name}.gz').unlink()
+        (tmp_path / 'data' / name).write_bytes(content)
+    path = tmp_path / 'data' / f'{name}{suffix}'
+    whole, refused = path.read_bytes(), 0
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(whole, rng))
+        try:
+            splits = data.load('mnist', str(tmp_path / 'data'), (5, 7))
+        except data.DataError as error:
+            assert str(error).isprintable()
+            refused += 1
+        else:
+            assert {images.shape[1:] for images in splits.values()} == {(35,)}
+            assert {images.dtype for images in splits.values()} == {np.dtype('uint8')}
+    assert refused > 0.5 * MUTATIONS
+
+
+def test_event_files(run):
+    """They are never read; a resumed run cuts them to their size at the checkpoint at most."""
+    rng = np.random.default_rng(4)
+    path, = run.glob('events.out.tfevents.*')
+    whole = path.read_bytes()
+    net = run_folder.build_net(run_folder.read_config(run)['arguments'])
+    sizes = run_folder.load_checkpoint(run, net, num_groups=3)[1]['event_files']
+    assert list(sizes) == [path.name] and sizes[path.name] < len(whole)  # the end of the run was logged after it
+    for _ in range(MUTATIONS):
+        content = mutate(whole, rng)
+        path.write_bytes(content)
+        log.rewind(run, sizes)
+        assert path.read_bytes() == content[:sizes[path.name]]
+    assert not resume(run)
+
+
+DAMAGES = [  # of the free path in a run folder; content is that of another file, plain the same file of the other run
+    lambda path, content, plain: None,
+    lambda path, content, plain: path.write_bytes(content),
+    lambda path, content, plain: path.mkdir(),
+    lambda path, content, plain: os.mkfifo(path),
+    lambda path, content, plain: path.symlink_to('/dev/zero'),
+    lambda path, content, plain: path.symlink_to(path.name),
+    lambda path, content, plain: path.write_bytes(b''),
+    lambda path, content, plain: shutil.copy(plain, path) if plain.exists() else None]
+
+
+def test_run_folders(runs, run):
+    """Files that are missing, swapped, of the other run, links, folders or pipes."""
+    rng, refused = np.random.default_rng(5), 0
+    names = ['config.json', 'best.params', 'last.params', 'checkpoint.params', 'lock', 'events.out.tfevents.1.x']
+    for _ in range(MUTATIONS // 2):  # for each of two scripts
+        shutil.rmtree(run)
+        shutil.copytree(runs / 'attention', run)
+        path, other = (run / names[k] for k in rng.choice(len(names), 2, replace=False))
+        content = other.read_bytes() if other.exists() else b''
+        path.unlink(missing_ok=True)
+        DAMAGES[rng.integers(len(DAMAGES))](path, content, runs / 'plain' / path.name)
+        for script in (paint, resume):
+            refused += script(run)
+    assert refused > 0.2 * MUTATIONS
+
+
+def test_a_fuzzed_network_is_still_whole(runs):
+    """The runs under test are good ones."""
+    for name in ('attention', 'plain'):
+        run_folder.load_net(runs / name, mx.cpu())

@@ -1,0 +1,320 @@
+"""Runs that survive: exact resume, signals, crashes, full disks, two trainings of one folder."""
+import json
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mxboard.proto.event_pb2 import Event
+
+import run_folder
+import sample
+import train_mnist
+from idx import write_mnist
+
+ROOT = Path(__file__).resolve().parent.parent
+TIME_OUT = 300
+ARGV = ['-s', '3', '-u', '8', '-l', '4', '-b', '16', '-f', '64', '-v', '20', '--log_freq', '16', '--kl_warmup', '1',
+        '-r', '0.01']
+FILES = ('last.params', 'best.params')
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    write_mnist(tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(*argv, logdir='results'):
+    assert train_mnist.main([*ARGV, '--logdir', logdir, *argv]) == 0
+    return only_folder(logdir)
+
+
+def only_folder(logdir):
+    folder, = (path for path in Path(logdir).iterdir() if not path.name.startswith('.'))
+    return folder
+
+
+def resume(folder, *argv):
+    return train_mnist.main(['--resume', str(folder), *argv])
+
+
+def refusal(capsys, *argv):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train_mnist.main([*map(str, argv)])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and len(err.splitlines()) == 1 and 'Traceback' not in err
+    return err
+
+
+def checkpoint(folder):
+    net = run_folder.build_net(run_folder.read_config(folder)['arguments'])
+    return run_folder.load_checkpoint(folder, net, num_groups=3)
+
+
+def assert_same_files(left, right, names=FILES):
+    for name in names:
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+
+
+class Killed(BaseException):
+    """Ends a training where SIGKILL would, without the process."""
+
+
+def stop_after(monkeypatch, seen):
+    """The next training ends without a word after the step that reaches `seen`."""
+    step = train_mnist.Training.step
+
+    def stepped(training, x):
+        if training.seen >= seen:
+            raise Killed
+        step(training, x)
+
+    monkeypatch.setattr(train_mnist.Training, 'step', stepped)
+
+
+# Resume
+
+@pytest.mark.parametrize('seen', [0, 16, 48, 64, 80, 176])
+@pytest.mark.parametrize('attention', [[], ['--attention']], ids=['plain', 'attention'])
+def test_resumed_run_ends_as_one_that_was_never_stopped(workplace, monkeypatch, attention, seen):
+    argv = ['-t', '192', '--checkpoint_freq', '32', *attention]
+    whole = train(*argv, logdir='whole')
+    with monkeypatch.context() as patch:
+        stop_after(patch, seen)
+        with pytest.raises(Killed):
+            train(*argv)
+    stopped = only_folder('results')
+    assert os.path.exists(stopped / 'checkpoint.params') == (seen >= 32)
+    assert resume(stopped) == 0
+    assert_same_files(stopped, whole, [*FILES, 'sample_0.gif'])
+    for left, right in zip(checkpoint(stopped)[0], checkpoint(whole)[0]):  # Adam's moments too
+        for name, array in left.items():
+            np.testing.assert_array_equal(array.asnumpy(), right[name].asnumpy(), err_msg=name)
+    configs = [run_folder.read_config(folder) for folder in (stopped, whole)]
+    assert configs[0]['validation'] == configs[1]['validation']
+    assert configs[0]['resumed'] == [{'command': f'train_mnist.py --resume {stopped}',
+                                      'samples_seen': seen // 32 * 32}]
+
+
+def test_longer_run_by_resume(workplace):
+    """The number of samples may change, and the learning rate is the new one from then on."""
+    whole, short = train('-t', '256', logdir='whole'), train('-t', '128')
+    other = Path(shutil.copytree(short, 'other'))
+    assert resume(short, '-t', '256') == 0
+    assert_same_files(short, whole)
+    assert run_folder.read_config(short)['arguments']['num_train_samples'] == 256
+    assert resume(other, '-t', '256', '-r', '0.02') == 0
+    assert (other / 'last.params').read_bytes() != (whole / 'last.params').read_bytes()
+    assert run_folder.read_config(other)['arguments']['learning_rate'] == 0.02
+
+
+def test_resume_of_a_finished_run_changes_nothing(workplace):
+    folder = train('-t', '64')
+    copy = Path(shutil.copytree(folder, 'copy'))
+    assert resume(folder) == 0
+    assert_same_files(folder, copy, [*FILES, 'sample_9.gif'])
+
+
+@pytest.mark.parametrize('argv', [
+    ['--seed', '1'], ['-b', '32'], ['--attention'], ['-s', '4'], ['-u', '9'], ['-l', '5'], ['--binarization', 'static'],
+    ['--dataset', 'synthetic'], ['--kl_warmup', '7'], ['--clip_norm', '9'], ['--logdir', 'elsewhere'], ['-v', '3']],
+    ids=' '.join)
+def test_contradicting_flag(workplace, capsys, argv):
+    folder = train('-t', '32')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    err = refusal(capsys, '--resume', folder, *argv)
+    assert 'contradicts' in err and str(folder) in err
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_same_value_is_no_contradiction(workplace):
+    folder = train('-t', '32')
+    assert resume(folder, *ARGV) == 0
+
+
+def test_help_names_what_may_change(capsys):
+    with pytest.raises(SystemExit):
+        train_mnist.main(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert ', '.join(train_mnist._MAY_CHANGE) in text
+
+
+def test_config_changed_behind_the_run_is_refused(workplace, capsys):
+    folder = train('-t', '32')
+    text = (folder / 'config.json').read_text()
+    (folder / 'config.json').write_text(text.replace('"seed": 0', '"seed": 3'))
+    assert 'seed' in refusal(capsys, '--resume', folder)
+
+
+@pytest.mark.parametrize('name', ['nowhere', 'data', 'data/train-images-idx3-ubyte.gz'])
+def test_resume_of_what_is_no_run(workplace, capsys, name):
+    assert name in refusal(capsys, '--resume', name)
+
+
+def test_best_parameters_are_missed_before_work_starts(workplace, capsys):
+    folder = train('-t', '64')
+    (folder / 'best.params').unlink()
+    assert 'best.params' in refusal(capsys, '--resume', folder, '-t', '128')
+
+
+# TensorBoard
+
+def events(folder):
+    """The events of a folder in the order in which TensorBoard reads them: (tag, step)."""
+    found = []
+    for path in sorted(folder.glob('events.out.tfevents.*')):
+        content, position = path.read_bytes(), 0
+        while position < len(content):
+            length, = struct.unpack_from('<Q', content, position)
+            event = Event.FromString(content[position + 12:position + 12 + length])
+            position += 16 + length
+            found += [(value.tag, event.step) for value in event.summary.value]
+        assert position == len(content)  # no record is cut short
+    return found
+
+
+def test_curves_have_no_fold(workplace, monkeypatch):
+    argv = ['-t', '192', '--checkpoint_freq', '48']
+    whole = events(train(*argv, logdir='whole'))
+    for seen in (32, 96, 176):
+        with monkeypatch.context() as patch:
+            stop_after(patch, seen)
+            with pytest.raises(Killed):
+                train(*argv) if seen == 32 else resume(only_folder('results'))
+    assert resume(only_folder('results')) == 0
+    resumed = events(only_folder('results'))
+    assert [event for event in resumed if event[0] != 'configuration'] == \
+        [event for event in whole if event[0] != 'configuration']
+
+
+def test_links_in_a_run_folder_are_left_alone(workplace):
+    folder = train('-t', '32')
+    (workplace / 'mine').write_text('mine')
+    (folder / 'events.out.tfevents.1.mine').symlink_to(workplace / 'mine')
+    assert resume(folder, '-t', '64') == 0
+    assert (workplace / 'mine').read_text() == 'mine'
+
+
+# Crashes
+
+def test_killed_50_times(workplace):
+    """SIGKILL at random moments: nothing is refused, at most one interval is lost, and the end is the same."""
+    done = subprocess.run([sys.executable, ROOT / 'tests' / 'kill.py', '.', '50'], capture_output=True, text=True,
+                          timeout=TIME_OUT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    assert result['refusals'] == 0 and result['codes'] == [0, 0], Path('output.txt').read_text()[-2000:]
+    assert result['largest_loss'] <= 16 + 8  # one interval, and the step before whose end the checkpoint was due
+    assert all(result['same'].values())
+    assert result['moments'] == sorted(result['moments']) and result['moments'][-1] > 100
+    assert not list(Path(result['run']).glob('*.tmp'))
+    assert [event for event in events(Path(result['run'])) if event[0] != 'configuration'] == \
+        [event for event in events(Path(result['whole'])) if event[0] != 'configuration']
+
+
+def process(*argv, limit=None):
+    def set_limit():
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen([sys.executable, str(ROOT / 'train_mnist.py'), *map(str, argv)], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=set_limit)
+
+
+def test_full_disk(workplace):
+    """A limit on the size of a file stands for the full disk; here the event file grows into it."""
+    folder = train('-t', '64')
+    training = process('--resume', folder, '-t', '1e6', '-f', '1e6', '--checkpoint_freq', '1e5', limit=20000)
+    _, err = training.communicate(timeout=TIME_OUT)
+    assert training.returncode == 1 and 'Traceback' not in err and 'Exception' not in err
+    assert 'File too large' in err.splitlines()[-1] and f'--resume {folder}' in err.splitlines()[-1]
+    seen = checkpoint(folder)[1]['samples_seen']
+    assert seen >= 64 and not list(folder.glob('*.tmp'))
+    assert resume(folder, '-t', str(seen + 64)) == 0
+    whole = train('-t', str(seen + 64), logdir='whole')
+    assert_same_files(folder, whole, ['last.params'])
+
+
+@pytest.mark.parametrize('room', [0, 100, 3000])
+def test_full_disk_during_a_checkpoint(workplace, room):
+    folder = train('-t', '64')
+    before = (folder / 'checkpoint.params').read_bytes()
+    training = process('--resume', folder, '-t', '1e6', '-f', '1e6', '--log_freq', '1e6', '--checkpoint_freq', '32',
+                       limit=len(before) - 3000 + room)
+    _, err = training.communicate(timeout=TIME_OUT)
+    assert training.returncode == 1 and 'Traceback' not in err
+    assert 'checkpoint.params' in err.splitlines()[-1] and '--resume' in err.splitlines()[-1]
+    assert (folder / 'checkpoint.params').read_bytes() == before and not list(folder.glob('*.tmp'))
+    assert resume(folder, '-t', '80') == 0
+
+
+def test_second_signal_ends_at_once(workplace):
+    training = process(*ARGV, '-t', '1e7')
+    for line in training.stdout:
+        if 'validation bound' in line:
+            break
+    for _ in range(2):
+        training.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    out, err = training.communicate(timeout=TIME_OUT)
+    assert training.returncode in (0, 130, -signal.SIGTERM) and 'Traceback' not in err
+    assert '--resume' in out or training.returncode == -signal.SIGTERM  # which came after the message was due
+    assert resume(only_folder('results'), '-t', '64') == 0
+
+
+# Two trainings of one folder
+
+def test_folder_in_use_is_refused(workplace, capsys):
+    training = process(*ARGV, '-t', '1e7')
+    try:
+        for line in training.stdout:
+            if 'validation bound' in line:
+                break
+        assert 'in use' in refusal(capsys, '--resume', only_folder('results'))
+        sample.main([str(only_folder('results')), '-n', '1', '-o', 'out'])  # looking is allowed
+    finally:
+        training.kill()
+        training.communicate()
+    assert resume(only_folder('results'), '-t', '64') == 0
+
+
+# Numbers going bad
+
+@pytest.mark.parametrize('number', [np.nan, np.inf])
+@pytest.mark.parametrize('where', ['bound', 'gradient'])
+def test_number_that_is_not_finite_touches_nothing(workplace, capsys, monkeypatch, where, number):
+    folder = train('-t', '64')
+    training, step = [], train_mnist.Training.step
+
+    def spoiled(self, x):
+        training[:] = [self, {name: parameter.data().asnumpy() for name, parameter in
+                              run_folder.parameters(self.net).items()}]
+        if self.seen == 96:
+            if where == 'bound':
+                x = x + number
+            else:
+                monkeypatch.setattr(train_mnist.gluon.utils, 'clip_global_norm',
+                                    lambda *args, **kwargs: train_mnist.nd.array([number]))
+        step(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_mnist.Training, 'step', spoiled)
+        assert resume(folder, '-t', '192') == 1
+    net, before = training[0].net, training[1]
+    for name, parameter in run_folder.parameters(net).items():
+        np.testing.assert_array_equal(parameter.data().asnumpy(), before[name], err_msg=name)
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert 'not finite' in err and '--learning_rate' in err and f'--resume {folder}' in err
+    assert checkpoint(folder)[1]['samples_seen'] == 64
+    assert run_folder.read_config(folder)['samples_seen'] == 96

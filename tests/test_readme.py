@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import cli
+import evaluate
 import sample
 import train_mnist
 
@@ -16,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'```(\w*)\n(.*?)```', README, re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for _, block in BLOCKS for line in block.splitlines()
-            if re.match(r'(python|\S*/python3?) (train_mnist|sample)\.py', line)]
+            if re.match(r'(python|\S*/python3?) (train_mnist|sample|evaluate)\.py', line)]
 
 
-@pytest.mark.parametrize('script', ['train_mnist.py', 'sample.py'])
+@pytest.mark.parametrize('script', ['train_mnist.py', 'sample.py', 'evaluate.py'])
 def test_flags_are_as_the_help_prints_them(script):
     output = subprocess.run([sys.executable, ROOT / script, '--help'], capture_output=True, text=True, timeout=60)
     help_text = output.stdout.replace('optional arguments:', 'options:')  # as Python 3.9 says
@@ -27,7 +28,8 @@ def test_flags_are_as_the_help_prints_them(script):
 
 
 def test_commands_parse():
-    parsers = {'train_mnist.py': train_mnist.parse_args, 'sample.py': sample.parse_args}
+    parsers = {'train_mnist.py': train_mnist.parse_args, 'sample.py': sample.parse_args,
+               'evaluate.py': evaluate.parse_args}
     assert {command[1] for command in COMMANDS} == parsers.keys()
     for _, script, *argv in COMMANDS:
         parsers[script](cli.Parser(prog=script), argv)

@@ -12,6 +12,7 @@ are scalar loops, and a product with ones (`_expand`) has a matrix product for a
 has a slow reduction. `FullyConnected` is the faster product with weights, `dot` with the constants of the filters.
 There is no 2-D `concat` inside the recurrence: it leaks memory under autograd.
 """
+import numpy as np
 from mxnet import init, nd
 from mxnet.gluon import HybridBlock, nn
 
@@ -44,8 +45,9 @@ def _check_sizes(**sizes):
             raise ValueError(f'{name} must be at least 1, not {size}')
 
 
-def _dense(units, in_units, use_bias=True):
-    return nn.Dense(units, in_units=in_units, use_bias=use_bias, weight_initializer=init.Xavier())
+def _dense(units, in_units, use_bias=True, bias=0., factor_type='avg'):
+    return nn.Dense(units, in_units=in_units, use_bias=use_bias, bias_initializer=init.Constant(bias),
+                    weight_initializer=init.Xavier(factor_type=factor_type))
 
 
 def filterbank(F, params, filter_size, image_shape):
@@ -103,7 +105,10 @@ def filterbank(F, params, filter_size, image_shape):
 
 
 class _Window(HybridBlock):
-    """What selective attention shares: N, the image's shape, and the map from h_dec to the window (Eqn. 21)."""
+    """What selective attention shares: N, the image's shape, and the map from h_dec to the window (Eqn. 21).
+
+    The bias of that map starts as `_first_window`: filters so wide that neighbours overlap and see where to move.
+    """
 
     def __init__(self, filter_size, image_shape, **kwargs):
         super().__init__(**kwargs)
@@ -115,7 +120,7 @@ class _Window(HybridBlock):
     def build(self, num_recurrent_units, image_shape):
         _check_same_shape(self._image_shape, image_shape)
         with self.name_scope():
-            self.window = _dense(5, num_recurrent_units)
+            self.window = _dense(5, num_recurrent_units, bias=np.array(self._first_window))
 
 
 def _check_same_shape(own, image_shape):
@@ -164,6 +169,7 @@ class SelectiveAttentionRead(_Window):
     """
 
     static = False
+    _first_window = 0, 0, 2.5, -1, 0
 
     def build(self, num_recurrent_units, image_shape):
         super().build(num_recurrent_units, image_shape)
@@ -224,6 +230,8 @@ class SelectiveAttentionWrite(_Window):
     Outputs:
         - what is added to the canvas, shape (batch, height * width), and the window (batch, 5).
     """
+
+    _first_window = 0, 0, 2.2, 0, 0
 
     def build(self, num_recurrent_units, image_shape):
         super().build(num_recurrent_units, image_shape)
@@ -306,7 +314,9 @@ class DRAW(HybridBlock):
             block.build(units, image_shape)
         with self.name_scope():
             self.read, self.write = read, write
-            self.r_to_enc = _dense(num_gates, read.num_values)
+            # By the number of inputs alone for the 2 N^2 values of a glimpse: the average with the outputs would leave
+            # them all but unheard.
+            self.r_to_enc = _dense(num_gates, read.num_values, factor_type='avg' if read.static else 'in')
             if read.static:
                 self.x_to_enc = _dense(num_gates, read.num_values, use_bias=False)
             self.h_dec_to_enc = _dense(num_gates, units, use_bias=False)

@@ -1,4 +1,4 @@
-"""Time this project's training step (train_mnist.Training.step) on random binary images.
+"""Time this project's training step (training.Training.step) on random binary images.
 
     python benchmarks/throughput.py --attention
     python benchmarks/throughput.py --attention --peers OTHER_ENVIRONMENT/bin/python
@@ -21,6 +21,7 @@ from mxnet import nd
 import cli
 import run_folder
 import train_mnist
+import training
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 _STEPS_PER_READING = 10  # train_mnist.py reads the means of the bound after as many steps by default
@@ -35,12 +36,12 @@ def make_step(args, ctx):
     mx.random.seed(args.seed)
     net = run_folder.build_net(vars(args))
     net.initialize(ctx=ctx)
-    training, x = train_mnist.Training(net, args, ctx), common.random_images(args)
+    trained, x = training.Training(net, args, ctx), common.random_images(args)
 
     def step():
-        training.step(x)
-        if training.seen % (_STEPS_PER_READING * args.batch_size) == 0:
-            training.means()
+        trained.step(x)
+        if trained.seen % (_STEPS_PER_READING * args.batch_size) == 0:
+            trained.means()
 
     return net, step
 

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mxboard.proto.event_pb2 import Event
+from mxnet import gluon, nd
 
 import run_folder
 import sample
 import train_mnist
 from idx import write_mnist
+from training import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 300
@@ -147,7 +149,7 @@ def test_help_names_what_may_change(capsys):
     with pytest.raises(SystemExit):
         train_mnist.main(['--help'])
     text = ' '.join(capsys.readouterr().out.split())
-    assert ', '.join(train_mnist._MAY_CHANGE) in text
+    assert ', '.join(MAY_CHANGE) in text
 
 
 def test_config_changed_behind_the_run_is_refused(workplace, capsys):
@@ -304,8 +306,8 @@ def test_number_that_is_not_finite_touches_nothing(workplace, capsys, monkeypatc
             if where == 'bound':
                 x = x + number
             else:
-                monkeypatch.setattr(train_mnist.gluon.utils, 'clip_global_norm',
-                                    lambda *args, **kwargs: train_mnist.nd.array([number]))
+                monkeypatch.setattr(gluon.utils, 'clip_global_norm',
+                                    lambda *args, **kwargs: nd.array([number]))
         step(self, x)
 
     with monkeypatch.context() as patch:

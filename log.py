@@ -6,6 +6,7 @@ import time
 import numpy as np
 from mxboard.event_file_writer import EventsWriter
 from mxboard.proto.event_pb2 import Event
+from mxboard.proto.summary_pb2 import HistogramProto, Summary
 from mxboard.summary import histogram_summary, image_summary, scalar_summary, text_summary
 
 import render
@@ -51,9 +52,14 @@ class Log:
             self._scalar(f'{name}/{split}', value, seen)
 
     def kl_per_step(self, seen, kl_t):
-        """The KL of each time step on the validation images, in nats per image."""
+        """The KL of each time step on the validation images, in nats per image: as curves, and all in one histogram
+        whose bin t - 0.5 .. t + 0.5 is as high as the KL of step t."""
         for t, value in enumerate(kl_t, start=1):
             self._scalar(f'kl_per_step/{t:03d}', value, seen)
+        kl_t = np.maximum(kl_t, 0)
+        histogram = HistogramProto(min=0.5, max=len(kl_t) + 0.5, num=kl_t.sum(), sum=kl_t.sum(),
+                                   bucket_limit=np.arange(len(kl_t) + 1) + 0.5, bucket=[0, *kl_t])
+        self._add(Summary(value=[Summary.Value(tag='kl_per_step', histo=histogram)]), seen)
 
     def optimization(self, seen, norm, samples_per_second):
         """Norm of the gradient before clipping (nats), and speed."""

@@ -1009,11 +1009,22 @@ def test_tensorboard_shows_the_pictures(tensorboard, attention_run):
 def test_tensorboard_shows_the_gradients(tensorboard, attention_run):
     net = run_folder.build_net(config_of(attention_run.folder)['arguments'])
     found = tags(tensorboard, attention_run, 'histograms')
-    assert found == {f'gradient/{name}' for name in net._collect_params_with_prefix()}
+    assert found == {'kl_per_step', *(f'gradient/{name}' for name in net._collect_params_with_prefix())}
     histograms = tensorboard('plugin/histograms/histograms', run=attention_run.folder.name,
                              tag='gradient/write.patch.weight')
     assert [step for _, step, _ in histograms] == [32, 64, 96, 112]
     assert sum(number for _, _, number in histograms[-1][2]) == pytest.approx(25 * 8)
+
+
+def test_tensorboard_shows_the_kl_of_all_steps_in_one_histogram(tensorboard, attention_run):
+    run = attention_run.folder.name
+    histograms = tensorboard('plugin/histograms/histograms', run=run, tag='kl_per_step')
+    assert [step for _, step, _ in histograms] == [32, 64, 96, 112]
+    for t in range(1, T + 1):
+        for (_, _, bins), (_, _, kl) in zip(histograms, tensorboard('plugin/scalars/scalars', run=run,
+                                                                    tag=f'kl_per_step/{t:03d}')):
+            inside = sum(height for left, right, height in bins if t - 0.5 < (left + right) / 2 < t + 0.5)
+            assert inside == pytest.approx(kl, abs=1e-4)
 
 
 def test_tensorboard_shows_the_configuration(tensorboard, attention_run):

@@ -17,7 +17,8 @@ from mxnet.base import MXNetError
 
 import files
 
-_LIST_MAGIC, _ARRAY_MAGIC, _DENSE, _FLOAT32 = 0x112, 0xF993FAC9, 0, 0
+_LIST_MAGIC, _ARRAY_MAGIC, _DENSE = 0x112, 0xF993FAC9, 0
+_TYPES = {0: '<f4', 2: '<f2'}  # MXNet's numbers for float32 and float16
 _LENGTH, _DIGEST = 8, 32
 _MAX_METADATA = 2 ** 18
 
@@ -33,7 +34,7 @@ def write(path, arrays, metadata):
     ----------
     path : str
     arrays : dict of str to NDArray
-        float32.
+        All float32 or all float16.
     metadata : dict
         What JSON can hold, at most 256 KiB.
 
@@ -48,7 +49,8 @@ def write(path, arrays, metadata):
             raise _full(path) from None
         with open(temporary, 'r+b') as file:
             content = file.read()
-            if len(content) != _list_size({name: array.shape for name, array in arrays.items()}):
+            itemsize = np.dtype(next(iter(arrays.values())).dtype).itemsize
+            if len(content) != _list_size({name: array.shape for name, array in arrays.items()}, itemsize):
                 raise _full(path)  # MXNet does not notice that the end did not fit on the disk
             text = json.dumps(metadata).encode()
             tail = text + struct.pack('<Q', len(text))
@@ -72,15 +74,14 @@ def read(path, shapes):
 
     Returns
     -------
-    arrays : dict of str to numpy.ndarray, float32, finite
+    arrays : dict of str to numpy.ndarray, float32 (also from float16), finite
     metadata : dict
 
     Raises
     ------
     ParamsError
     """
-    list_size = _list_size(shapes)
-    limit = list_size + _MAX_METADATA + _LENGTH + _DIGEST
+    limit = _list_size(shapes, itemsize=4) + _MAX_METADATA + _LENGTH + _DIGEST
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise ParamsError(f'{path} is not a file')
@@ -104,9 +105,9 @@ def read(path, shapes):
     return arrays, metadata
 
 
-def _list_size(shapes):
-    """Bytes of MXNet's list: a header of 24, per array 12, 8 per axis, 12, and 4 per number, a count, the names."""
-    return 32 + sum(32 + 8 * len(shape) + 4 * int(np.prod(shape, dtype=object)) + len(name)
+def _list_size(shapes, itemsize):
+    """Bytes of MXNet's list: a header of 24, per array 12, 8 per axis, 12, and the numbers, a count, the names."""
+    return 32 + sum(32 + 8 * len(shape) + itemsize * int(np.prod(shape, dtype=object)) + len(name)
                     for name, shape in shapes.items())
 
 
@@ -152,10 +153,11 @@ def _parse_list(content):
             size *= length
             if not 0 < length <= len(content) or size > len(content):
                 raise ValueError(f'array {len(arrays)} claims the shape {shape}')
-        if dtype != _FLOAT32 or position + 4 * size > len(content):
-            raise ValueError(f'array {len(arrays)} is cut short or not float32')
-        arrays.append(np.frombuffer(content, '<f4', size, position).reshape(shape))
-        position += 4 * size
+        itemsize = np.dtype(_TYPES.get(dtype, 'V0')).itemsize
+        if not itemsize or position + itemsize * size > len(content):
+            raise ValueError(f'array {len(arrays)} is cut short, or neither float32 nor float16')
+        arrays.append(np.frombuffer(content, _TYPES[dtype], size, position).reshape(shape).astype(np.float32))
+        position += itemsize * size
     if take('Q') != number:
         raise ValueError('as many names as arrays are expected')
     names = []

@@ -105,14 +105,14 @@ def finish(training, images, log, folder, config):
 
 def _add_arguments(parser):
     add = parser.add_argument
-    add('--batch_size', '-b', type=cli.count, metavar='N', default=128, help='images per gradient step')
+    add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per gradient step')
     add('--input_height', '-hh', type=cli.count, metavar='N', default=28, help='pixels; images are resized')
     add('--input_width', '-ww', type=cli.count, metavar='N', default=28, help='pixels; images are resized')
     add('--num_steps', '-s', type=cli.count, metavar='N', default=64, help='time steps T in which an image is painted')
     add('--num_recurrent_units', '-u', type=cli.count, metavar='N', default=256,
         help='units of the encoder and of the decoder LSTM')
     add('--latent_dim', '-l', type=cli.count, metavar='N', default=100, help='dimensions of z_t')
-    add('--learning_rate', '-r', type=cli.positive, metavar='X', default=1e-3, help="Adam's learning rate")
+    add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
     add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
         help='training samples to see, rounded up to whole batches; 1e6 is accepted')
     add('--num_val_samples', '-v', type=cli.count, metavar='N', default=256,

@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cli  # isort: skip  # noqa: E402
 
 # The flags that decide how much work a step is, with the defaults of train_mnist.py.
-SIZES = {'batch_size': 128, 'input_height': 28, 'input_width': 28, 'num_steps': 64, 'num_recurrent_units': 256,
+SIZES = {'batch_size': 64, 'input_height': 28, 'input_width': 28, 'num_steps': 64, 'num_recurrent_units': 256,
          'latent_dim': 100, 'read_size': 2, 'write_size': 5}
 _STEPS_PER_BLOCK = 4
 

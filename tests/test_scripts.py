@@ -528,8 +528,8 @@ def test_huge_learning_rate(workplace, capsys):
 # Options
 
 OPTIONS = {
-    'batch_size': ('-b', 128), 'input_height': ('-hh', 28), 'input_width': ('-ww', 28), 'num_steps': ('-s', 64),
-    'num_recurrent_units': ('-u', 256), 'latent_dim': ('-l', 100), 'learning_rate': ('-r', 1e-3),
+    'batch_size': ('-b', 64), 'input_height': ('-hh', 28), 'input_width': ('-ww', 28), 'num_steps': ('-s', 64),
+    'num_recurrent_units': ('-u', 256), 'latent_dim': ('-l', 100), 'learning_rate': ('-r', 2e-3),
     'num_train_samples': ('-t', 1000000), 'num_val_samples': ('-v', 256), 'val_freq': ('-f', 10000),
     'gpu': (None, False), 'attention': (None, False), 'read_size': ('-ar', 2), 'write_size': ('-aw', 5),
     'logdir': (None, 'results'), 'dataset': (None, 'mnist'), 'data_dir': (None, 'data'),

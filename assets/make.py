@@ -1,0 +1,109 @@
+"""Make the README's pictures and a compact model folder from a run.
+
+    python assets/make.py RUN_DIR NAME
+
+Writes beside this file: NAME/ (config.json and best.params in half precision, which sample.py and evaluate.py take),
+and of that very model NAME_0.gif ... NAME_9.gif (the first ten samples of seed 0), NAME_reconstructions.png (the first
+four test images) and NAME_kl.png (the KL of every time step over training).
+"""
+import glob
+import os
+import struct
+import sys
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(FOLDER))
+import cli  # isort: skip  # noqa: E402, F401  (sets up threads before mxnet is imported)
+import mxnet as mx  # noqa: E402
+import numpy as np  # noqa: E402
+from mxboard.proto.event_pb2 import Event  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+
+import data  # noqa: E402
+import render  # noqa: E402
+import run_folder  # noqa: E402
+import sample  # noqa: E402
+
+_NUM_SAMPLES, _NUM_IMAGES, _SCALE, _GAP = 10, 4, 4, 4
+_STEPS = (1, 8, 20, 40, 63, 64)  # of a reconstruction; the original stands at the right
+
+
+def compact_model(run_dir, folder):
+    """The run's best parameters in half precision, with its config.json."""
+    net, config, _ = run_folder.load_net(run_dir, mx.cpu())
+    os.makedirs(folder, exist_ok=True)
+    run_folder.save_params(folder, 'best', net, dtype='float16')
+    run_folder.write_config(folder, config)
+
+
+def reconstructions(net, arguments):
+    """Rows of canvases with their windows, and the original."""
+    shape = arguments['input_height'], arguments['input_width']
+    test = data.load(arguments['dataset'], arguments['data_dir'], shape)['test'][:_NUM_IMAGES]
+    images = data.evaluation_images(test, arguments['binarization'])
+    rows = []
+    for image, painting in zip(images, sample.paint(net, arguments, seed=0, ctx=mx.cpu(), images=images)):
+        boxes = [(render.READ_COLOUR, arguments['read_size'], painting['read_windows']),
+                 (render.WRITE_COLOUR, arguments['write_size'], painting['write_windows'])]
+        boxes = [box for box in boxes if box[2] is not None]
+        frames = render.frames(painting['probabilities'], shape, _SCALE, boxes)
+        original, = render.frames(image[None], shape, _SCALE)
+        row = [as_rgb(frames[min(t, len(frames) - 1)]) for t in _STEPS] + [as_rgb(original)]
+        rows.append(np.concatenate([np.pad(tile, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=96) for tile in row],
+                                   axis=1))
+    return Image.fromarray(np.concatenate(rows)[:-_GAP, :-_GAP])
+
+
+def as_rgb(picture):
+    return np.asarray((picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert('RGB'))
+
+
+def kl_table(run_dir):
+    """Training samples (n,) and the KL per time step at each of them (n, num_steps), from the run's event files."""
+    values = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(run_dir), 'events.out.tfevents.*'))):
+        with open(path, 'rb') as file:
+            while len(header := file.read(12)) == 12:  # length, and its checksum
+                event = Event.FromString(file.read(struct.unpack('<Q', header[:8])[0]))
+                file.read(4)
+                values.update({(event.step, int(value.tag[len('kl_per_step/'):])): value.simple_value
+                               for value in event.summary.value if value.tag.startswith('kl_per_step/')})
+    seen = sorted({step for step, _ in values})
+    num_steps = max(t for _, t in values)
+    return np.array(seen), np.array([[values[step, t] for t in range(1, num_steps + 1)] for step in seen])
+
+
+def kl_figure(seen, table, width=640, height=256, left=56, bottom=40, top=24):
+    """The table as a picture: training samples to the right, time steps upwards, the brighter the more nats."""
+    most = float(np.quantile(table, 0.99))
+    grey = np.uint8(255 * np.clip(table.T[::-1] / most, 0, 1))
+    figure = Image.new('L', (left + width + 16, top + height + bottom), 255)
+    figure.paste(Image.fromarray(grey).resize((width, height), Image.NEAREST), (left, top))
+    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(13)
+    draw.text((left, 4), f'KL per time step on the validation images: black 0, white {most:.1f} nats', 0, font)
+    for t in (1, len(table[0]) // 2, len(table[0])):
+        draw.text((left - 8, top + height * (1 - (t - 0.5) / len(table[0]))), f'{t}', 0, font, anchor='rm')
+    draw.text((4, top + height // 4), 'step', 0, font)
+    for fraction in (0, 0.5, 1):
+        at = seen[round(fraction * (len(seen) - 1))]
+        draw.text((left + fraction * width, top + height + 4), f'{at:,}', 0, font,
+                  anchor=('la', 'ma', 'ra')[round(2 * fraction)])
+    draw.text((left + width // 2, top + height + 22), 'training samples', 0, font, anchor='ma')
+    return figure
+
+
+def main(run_dir, name):
+    folder = os.path.join(FOLDER, name)
+    compact_model(run_dir, folder)
+    net, config, _ = run_folder.load_net(folder, mx.cpu())
+    arguments = config['arguments']
+    paintings = sample.paint(net, arguments, seed=0, ctx=mx.cpu(), num_samples=_NUM_SAMPLES)
+    sample.write_gifs(paintings, arguments, output_dir=FOLDER, prefix=name, scale=sample.SCALE)
+    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, arguments))
+    render.save_png(f'{folder}_kl.png', kl_figure(*kl_table(run_dir)))
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """Paint with a trained DRAW: GIFs of samples from the prior, or of reconstructions of test images.
 
+    python sample.py                          # with the model in assets/draw_w_attn
     python sample.py RUN_DIR                  # sample_0.gif .. sample_9.gif
     python sample.py RUN_DIR --reconstruct    # reconstruction_0.gif .. reconstruction_9.gif
 """
@@ -16,6 +17,7 @@ import run_folder
 _CHUNK = 100  # images that the network paints at a time
 _SHEET_COLUMNS = 10
 _MAX_SCALE = 64
+PRETRAINED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'draw_w_attn')
 SCALE = 4  # screen pixels per image pixel and side
 
 
@@ -89,7 +91,8 @@ def sheet(paintings, arguments, columns=_SHEET_COLUMNS):
 
 def parse_args(parser, argv=None):
     add = parser.add_argument
-    add('run_dir', metavar='RUN_DIR', help='folder of a run: results/<run id>')
+    add('run_dir', metavar='RUN_DIR', nargs='?',
+        help='folder of a run, results/<run id>; assets/draw_w_attn, the model with attention, if not given')
     add('--num_samples', '-n', type=cli.count, metavar='N', default=10, help='images to paint')
     add('--output_dir', '-o', metavar='DIR', default='.', help='folder for the GIFs; made if missing')
     add('--prefix', metavar='NAME', help='start of the file names; sample or reconstruction if not given')
@@ -110,6 +113,7 @@ def parse_args(parser, argv=None):
         parser.error(f'argument --grid: {args.grid} is a folder')
     if args.prefix and os.path.basename(args.prefix) != args.prefix:
         parser.error(f'argument --prefix: {args.prefix!r} is not a plain name; --output_dir sets the folder')
+    args.run_dir = args.run_dir or PRETRAINED
     args.prefix = args.prefix or ('reconstruction' if args.reconstruct else 'sample')
     return args
 

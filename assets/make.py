@@ -8,12 +8,13 @@ four test images) and NAME_kl.png (the KL of every time step over training).
 """
 import glob
 import os
+import shlex
 import struct
 import sys
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(FOLDER))
-import cli  # isort: skip  # noqa: E402, F401  (sets up threads before mxnet is imported)
+import cli  # isort: skip  # noqa: E402  (sets up threads before mxnet is imported)
 import mxnet as mx  # noqa: E402
 import numpy as np  # noqa: E402
 from mxboard.proto.event_pb2 import Event  # noqa: E402
@@ -23,6 +24,7 @@ import data  # noqa: E402
 import render  # noqa: E402
 import run_folder  # noqa: E402
 import sample  # noqa: E402
+import train_mnist  # noqa: E402
 
 _NUM_SAMPLES, _NUM_IMAGES, _SCALE, _GAP = 10, 4, 4, 4
 _STEPS = (1, 8, 20, 40, 63, 64)  # of a reconstruction; the original stands at the right
@@ -33,7 +35,28 @@ def compact_model(run_dir, folder):
     net, config, _ = run_folder.load_net(run_dir, mx.cpu())
     os.makedirs(folder, exist_ok=True)
     run_folder.save_params(folder, 'best', net, dtype='float16')
-    run_folder.write_config(folder, config)
+    run_folder.write_config(folder, without_paths(config))
+
+
+def without_paths(config):
+    """The same with the default folders: where the data and the run were on one machine is nobody else's."""
+    defaults = train_mnist.parse_args(cli.Parser(), [])
+    folders = {'data_dir': defaults.data_dir, 'logdir': defaults.logdir}
+    config = {**config, 'arguments': {**config['arguments'], **folders}, 'command': shorter(config['command'])}
+    if 'resumed' in config:
+        config['resumed'] = [{**resumed, 'command': shorter(resumed['command'])} for resumed in config['resumed']]
+    return config
+
+
+def shorter(command):
+    words = shlex.split(command)
+    for flag in ('--data_dir', '--logdir'):
+        if flag in words:
+            at = words.index(flag)
+            del words[at:at + 2]
+    if '--resume' in words:
+        words[words.index('--resume') + 1] = 'RUN_DIR'
+    return shlex.join(words)
 
 
 def reconstructions(net, arguments):
@@ -95,8 +118,8 @@ def kl_figure(seen, table, width=640, height=256, left=56, bottom=40, top=24):
 def main(run_dir, name):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
-    net, config, _ = run_folder.load_net(folder, mx.cpu())
-    arguments = config['arguments']
+    net, _, _ = run_folder.load_net(folder, mx.cpu())
+    arguments = run_folder.read_config(run_dir)['arguments']  # they know where the data is
     paintings = sample.paint(net, arguments, seed=0, ctx=mx.cpu(), num_samples=_NUM_SAMPLES)
     sample.write_gifs(paintings, arguments, output_dir=FOLDER, prefix=name, scale=sample.SCALE)
     render.save_png(f'{folder}_reconstructions.png', reconstructions(net, arguments))

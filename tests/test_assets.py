@@ -30,7 +30,8 @@ def make(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('attention', [[], ['--attention']], ids=['plain', 'attention'])
-def test_assets_of_a_run(make, tmp_path, attention):
+def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
+    monkeypatch.setenv('DRAW_MNIST_MIRROR', 'http://127.0.0.1:9/')  # nobody listens there
     (tmp_path / 'data').mkdir()
     write_mnist(tmp_path / 'data')
     argv = ['-s', str(T), '-u', '8', '-l', '2', '-b', '16', '-t', '64', '-f', '32', '-v', '7', *attention,
@@ -42,7 +43,11 @@ def test_assets_of_a_run(make, tmp_path, attention):
     assert sorted(os.listdir(made)) == sorted(['model', 'model_kl.png', 'model_reconstructions.png',
                                                *(f'model_{i}.gif' for i in range(10))])
     assert sorted(os.listdir(made / 'model')) == ['best.params', 'config.json']
-    assert (made / 'model' / 'config.json').read_bytes() == (run / 'config.json').read_bytes()
+    config, original = (run_folder.read_config(folder) for folder in (made / 'model', run))
+    assert str(tmp_path) not in (made / 'model' / 'config.json').read_text()
+    assert config['command'] == ' '.join(['train_mnist.py', *argv[:-4]])
+    assert config['arguments'] == {**original['arguments'], 'data_dir': 'data', 'logdir': 'results'}
+    assert config['validation'] == original['validation'] and config['seconds'] == original['seconds']
     assert (made / 'model' / 'best.params').stat().st_size < 0.7 * (run / 'best.params').stat().st_size
     sample.main([str(made / 'model'), '-o', str(tmp_path / 'out')])  # the GIFs are those of the stored model
     for i in range(10):

@@ -835,8 +835,11 @@ def test_bad_options_of_sampling(plain_run, tmp_path, monkeypatch, capsys, argv,
     assert os.listdir() == []
 
 
-def test_sampling_needs_a_folder(capsys):
-    assert 'RUN_DIR' in refusal(capsys, sample.main)
+def test_sampling_without_a_folder_takes_the_model_in_the_assets(workplace):
+    sample.main(['-n', '1'])
+    shown, drawn = (np.array(frames(path)) for path in (ROOT / 'assets' / 'draw_w_attn_0.gif', 'sample_0.gif'))
+    assert shown.shape == drawn.shape == (65, 112, 112, 3)
+    assert abs(shown.astype(float) - drawn).mean() < 1  # of 255: other processors differ in the last bits
 
 
 @pytest.mark.parametrize('argv, reason', [

@@ -16,6 +16,7 @@ import numpy as np
 from mxnet import init, nd
 from mxnet.gluon import HybridBlock, nn
 
+STATIC = {'static_alloc': True, 'static_shape': True}  # for hybridize; one forward pass per record(), see DRAW
 # Beyond these limits no filter changes in float32; without them exp() overflows, and inf * 0 is nan.
 _LOG_SIGMA2_LIMITS = {'a_min': -20, 'a_max': 20}
 _LOG_DELTA_LIMITS = {'a_min': -20, 'a_max': 12}  # a stride of e^12 images is far outside, and a - mu still exact

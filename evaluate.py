@@ -3,7 +3,6 @@
     python evaluate.py RUN_DIR
     python evaluate.py RUN_DIR --num_importance_samples 50
 """
-import json
 import os
 
 import cli  # isort: skip  (sets up threads before mxnet is imported)
@@ -13,11 +12,8 @@ from tqdm import tqdm
 
 import core
 import data
-import files
 import run_folder
 import sample
-
-_STATIC = {'static_alloc': True, 'static_shape': True}  # safe with one forward pass per record() (core.DRAW)
 
 
 def log_weight(reconstruction, mu, log_sigma, eps):
@@ -68,7 +64,7 @@ def bounds(net, arguments, images, seed, ctx, num_draws=1, batch_size=100):
     """
     loss = core.DRAWLoss()
     for block in (net, loss):
-        block.hybridize(**_STATIC)
+        block.hybridize(**core.STATIC)
     n = len(images)
     sums = {'reconstruction': np.zeros(n), 'kl': np.zeros(n), 'log_weights': np.full(n, -np.inf)}
     with tqdm(total=n * num_draws, unit=' draws') as bar:
@@ -129,7 +125,7 @@ def run(args, ctx):
     per_image = bounds(net, arguments, images, args.seed, ctx, num_draws or 1, args.batch_size)
     result = {**summary(per_image, num_draws), 'split': args.split, 'dataset': arguments['dataset'],
               'binarization': arguments['binarization'], 'seed': args.seed, 'parameters': os.path.basename(path)}
-    files.write_whole(os.path.join(args.run_dir, 'evaluation.json'), f'{json.dumps(result, indent=2)}\n'.encode())
+    run_folder.write_json(args.run_dir, 'evaluation.json', result)
     print(report(result, path))
 
 

@@ -70,7 +70,12 @@ def _umask():
 
 def write_config(folder, config):
     """Write config.json."""
-    files.write_whole(os.path.join(folder, 'config.json'), f'{json.dumps(config, indent=2)}\n'.encode())
+    write_json(folder, 'config.json', config)
+
+
+def write_json(folder, name, content):
+    """Write a JSON file of the run, whole or not at all."""
+    files.write_whole(os.path.join(folder, name), f'{json.dumps(content, indent=2)}\n'.encode())
 
 
 def read_config(folder):

@@ -10,7 +10,6 @@ import data
 import run_folder
 from log import rewind
 
-_STATIC = {'static_alloc': True, 'static_shape': True}  # safe with one forward pass per record() (core.DRAW)
 _VALIDATION_SEED = 0  # of the noise in validation bounds, so that moments and runs compare
 # What a resumed run may change; all else decides what the run is.
 MAY_CHANGE = ('num_train_samples', 'learning_rate', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir', 'gpu')
@@ -44,7 +43,7 @@ class Training:
         # every change between training and validation.
         self._evaluator, self._loss = copy.copy(net), core.DRAWLoss()
         for block in (self.net, self._evaluator, self._loss):
-            block.hybridize(**_STATIC)
+            block.hybridize(**core.STATIC)
         self._trainer = gluon.Trainer(net.collect_params(), 'adam', {'learning_rate': args.learning_rate})
         self._recent, self._noise_ahead = [], (None, None)
 
@@ -89,12 +88,9 @@ class Training:
 
     def save_checkpoint(self, folder, log):
         """Write what `resume` needs, and nothing that a stopped and an unstopped run would write differently."""
-        named = run_folder.parameters(self.net)
-        state = self._trainer._updaters[0].states  # Trainer.save_states would be a pickle
-        index = {id(parameter): k for k, parameter in enumerate(self._trainer._params)}
-        adam = {name: state[index[id(parameter)]] for name, parameter in named.items()}
-        groups = [{name: parameter.data() for name, parameter in named.items()},
-                  *({name: moments[k] for name, moments in adam.items()} for k in range(2))]
+        adam = self._trainer._updaters[0].states  # Trainer.save_states would be a pickle
+        groups = [{name: parameter.data() for _, name, parameter in self._numbered()},
+                  *({name: adam[k][moment] for k, name, _ in self._numbered()} for moment in range(2))]
         run_folder.save_checkpoint(folder, self.net, groups, {
             'samples_seen': self.seen, 'num_updates': self._trainer._optimizer.num_update,
             'best_bound': self.best_bound, 'seconds': self.seconds, 'event_files': log.sizes(),
@@ -124,16 +120,19 @@ class Training:
         if self.best_bound < float('inf'):
             run_folder.load_params(folder, 'best', self.net)  # the end of the run needs it
         parameters, means, variances = groups
-        named = {id(parameter): name for name, parameter in run_folder.parameters(self.net).items()}
         updater, optimizer = self._trainer._updaters[0], self._trainer._optimizer
-        for k, parameter in enumerate(self._trainer._params):
-            name = named[id(parameter)]
+        for k, name, parameter in self._numbered():
             parameter.set_data(parameters[name])
             updater.states[k] = (means[name].as_in_context(self.ctx), variances[name].as_in_context(self.ctx))
             updater.states_synced[k] = True
             optimizer._index_update_count[k] = num_updates
         optimizer.num_update = num_updates
         rewind(folder, metadata['event_files'])
+
+    def _numbered(self):
+        """(number in the optimizer, name, parameter) of every parameter."""
+        names = {id(parameter): name for name, parameter in run_folder.parameters(self.net).items()}
+        return [(k, names[id(parameter)], parameter) for k, parameter in enumerate(self._trainer._params)]
 
     def validate(self, images):
         """Mean reconstruction, KL and KL per step over images (n, height * width), with one draw of z for each.

@@ -24,7 +24,6 @@ import train_mnist
 import training
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
-_STEPS_PER_READING = 10  # train_mnist.py reads the means of the bound after as many steps by default
 
 
 class PeerError(Exception):
@@ -32,7 +31,7 @@ class PeerError(Exception):
 
 
 def make_step(args, ctx):
-    """The network, and a function that starts one training step as train_mnist.py does."""
+    """The network, and a function that makes one training step as train_mnist.py does."""
     mx.random.seed(args.seed)
     net = run_folder.build_net(vars(args))
     net.initialize(ctx=ctx)
@@ -40,7 +39,7 @@ def make_step(args, ctx):
 
     def step():
         trained.step(x)
-        if trained.seen % (_STEPS_PER_READING * args.batch_size) == 0:
+        if trained.seen % args.log_freq < args.batch_size:  # as train_mnist.py reads them
             trained.means()
 
     return net, step

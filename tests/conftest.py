@@ -5,6 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from idx import write_mnist
+
 os.environ['OMP_NUM_THREADS'] = '1'  # read once, when mxnet is imported; subprocesses inherit it
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -15,3 +17,12 @@ def fixed_seeds():
     import mxnet as mx
     np.random.seed(1)
     mx.random.seed(1)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """The current folder, with small MNIST files in data/."""
+    (tmp_path / 'data').mkdir()
+    write_mnist(tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -18,7 +18,6 @@ from mxnet import gluon, nd
 import run_folder
 import sample
 import train_mnist
-from idx import write_mnist
 from training import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,14 +25,6 @@ TIME_OUT = 300
 ARGV = ['-s', '3', '-u', '8', '-l', '4', '-b', '16', '-f', '64', '-v', '20', '--log_freq', '16', '--kl_warmup', '1',
         '-r', '0.01']
 FILES = ('last.params', 'best.params')
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    (tmp_path / 'data').mkdir()
-    write_mnist(tmp_path / 'data')
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def train(*argv, logdir='results'):

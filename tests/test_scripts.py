@@ -89,15 +89,6 @@ def plain_run(tmp_path_factory):
     return train(new_folder(tmp_path_factory), PLAIN, logdir='all results')
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """The current folder, with small MNIST files in data/."""
-    (tmp_path / 'data').mkdir()
-    write_mnist(tmp_path / 'data')
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def parse(*argv):
     return train_mnist.parse_args(cli.Parser(prog='train_mnist.py'), [*argv])
 

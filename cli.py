@@ -102,6 +102,17 @@ def positive(text):
     return value
 
 
+def share(text):
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to 1')
+    return value
+
+
 def context(parser, gpu):
     """The first GPU or the CPU; ends the program with one line where there is no GPU to use."""
     import mxnet as mx

@@ -61,10 +61,10 @@ class Log:
                                    bucket_limit=np.arange(len(kl_t) + 1) + 0.5, bucket=[0, *kl_t])
         self._add(Summary(value=[Summary.Value(tag='kl_per_step', histo=histogram)]), seen)
 
-    def optimization(self, seen, norm, samples_per_second):
-        """Norm of the gradient before clipping (nats), and speed."""
-        self._scalar('optimization/gradient_norm', norm, seen)
-        self._scalar('optimization/samples_per_second', samples_per_second, seen)
+    def optimization(self, seen, **numbers):
+        """How the training goes: norm of the gradient before clipping (nats), learning rate, speed."""
+        for name, value in numbers.items():
+            self._scalar(f'optimization/{name}', value, seen)
 
     def gradients(self, net, seen):
         """A histogram per parameter of the last batch's clipped gradient."""

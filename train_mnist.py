@@ -61,7 +61,8 @@ def train(training, stream, images, log, folder, stop):
                 continue
             reconstruction, kl, norm = training.means()
             log.bound('train', training.seen, reconstruction, kl)
-            log.optimization(training.seen, norm, (training.seen - logged) / (time.perf_counter() - moment))
+            log.optimization(training.seen, gradient_norm=norm, learning_rate=training.learning_rate(),
+                             samples_per_second=(training.seen - logged) / (time.perf_counter() - moment))
             bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
             bar.update(training.seen - logged)
             if due(args.val_freq) and not stopping:
@@ -113,6 +114,8 @@ def _add_arguments(parser):
         help='units of the encoder and of the decoder LSTM')
     add('--latent_dim', '-l', type=cli.count, metavar='N', default=100, help='dimensions of z_t')
     add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
+    add('--lr_decay', type=cli.share, metavar='X', default=0.4,
+        help='last part of the training, 0 to 1, over which the learning rate falls linearly to 0; 0: constant')
     add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
         help='training samples to see, rounded up to whole batches; 1e6 is accepted')
     add('--num_val_samples', '-v', type=cli.count, metavar='N', default=256,

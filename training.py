@@ -12,7 +12,8 @@ from log import rewind
 
 _VALIDATION_SEED = 0  # of the noise in validation bounds, so that moments and runs compare
 # What a resumed run may change; all else decides what the run is.
-MAY_CHANGE = ('num_train_samples', 'learning_rate', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir', 'gpu')
+MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
+              'gpu')
 
 
 def arguments_of(args):
@@ -66,6 +67,7 @@ class Training:
         self._training_noise(self.seen + len(x))  # drawn while MXNet is still busy with this step
         numbers = numbers.asnumpy()
         self._check_finite(numbers)
+        self._trainer.set_learning_rate(self.learning_rate())
         self._trainer.step(1)  # the bound is a mean over the batch already
         self._recent.append(numbers)
         self.seen += len(x)
@@ -79,6 +81,12 @@ class Training:
     def kl_weight(self):
         """Weight of the KL in the training objective: grows linearly to 1 over the first args.kl_warmup samples."""
         return min(1., (self.seen + self.args.batch_size) / self.args.kl_warmup)
+
+    def learning_rate(self):
+        """Adam's rate in the next step: constant, then linear to 0 over the last part args.lr_decay of the training."""
+        remaining = max(0., 1 - self.seen / self.args.num_train_samples)
+        decay = self.args.lr_decay
+        return self.args.learning_rate * (remaining / decay if remaining < decay else 1.)
 
     def means(self):
         """Means over the steps since the last call: reconstruction, KL and gradient norm, in nats per image."""

@@ -21,7 +21,7 @@ import train_mnist
 
 BATCH, CHECKPOINT = 8, 16
 ARGV = ['--attention', '-s', '2', '-u', '8', '-l', '2', '-b', str(BATCH), '-f', '64', '-v', '8', '--log_freq', '32',
-        '--checkpoint_freq', str(CHECKPOINT), '-t', '1e6']
+        '--checkpoint_freq', str(CHECKPOINT), '-t', '1e6', '--lr_decay', '0']
 ENOUGH = 2 ** 20
 
 

@@ -23,7 +23,7 @@ from training import MAY_CHANGE
 ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 300
 ARGV = ['-s', '3', '-u', '8', '-l', '4', '-b', '16', '-f', '64', '-v', '20', '--log_freq', '16', '--kl_warmup', '1',
-        '-r', '0.01']
+        '-r', '0.01', '--lr_decay', '0']
 FILES = ('last.params', 'best.params')
 
 
@@ -81,7 +81,7 @@ def stop_after(monkeypatch, seen):
 @pytest.mark.parametrize('seen', [0, 16, 48, 64, 80, 176])
 @pytest.mark.parametrize('attention', [[], ['--attention']], ids=['plain', 'attention'])
 def test_resumed_run_ends_as_one_that_was_never_stopped(workplace, monkeypatch, attention, seen):
-    argv = ['-t', '192', '--checkpoint_freq', '32', *attention]
+    argv = ['-t', '192', '--checkpoint_freq', '32', '--lr_decay', '0.5', *attention]
     whole = train(*argv, logdir='whole')
     with monkeypatch.context() as patch:
         stop_after(patch, seen)
@@ -102,7 +102,7 @@ def test_resumed_run_ends_as_one_that_was_never_stopped(workplace, monkeypatch, 
 
 def test_longer_run_by_resume(workplace):
     """The number of samples may change, and the learning rate is the new one from then on."""
-    whole, short = train('-t', '256', logdir='whole'), train('-t', '128')
+    whole, short = (train('-t', t, logdir=f'results of {t}') for t in ('256', '128'))
     other = Path(shutil.copytree(short, 'other'))
     assert resume(short, '-t', '256') == 0
     assert_same_files(short, whole)

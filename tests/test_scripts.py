@@ -284,7 +284,7 @@ class Recorder:
         self.calls = []
 
     def __getattr__(self, name):
-        return lambda *args: self.calls.append((name, *args))
+        return lambda *args, **numbers: self.calls.append((name, *args, numbers))
 
     def bounds(self, split):
         """Pairs of samples seen and bound."""
@@ -401,6 +401,17 @@ def test_weight_of_the_kl_grows_to_1(tmp_path):
     assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
+@pytest.mark.parametrize('decay, expected', [('0', [1, 1, 1, 1, 1]), ('0.5', [1, 1, 1, 0.8, 0.4]),
+                                             ('1', [1, 0.8, 0.6, 0.4, 0.2])])
+def test_learning_rate_falls_over_the_last_part(tmp_path, decay, expected):
+    training, stream, _ = start_training(tmp_path, '-t', str(5 * BATCH), '-r', '0.01', '--lr_decay', decay)
+    rates = []
+    for seen in range(0, 5 * BATCH, BATCH):
+        training.step(stream.batch(seen, BATCH))
+        rates.append(training._trainer.learning_rate)
+    np.testing.assert_allclose(rates, 0.01 * np.array(expected), rtol=1e-12)
+
+
 def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, monkeypatch):
     training, stream, images = start_training(tmp_path, '-t', '640', '-f', '32', '--log_freq', '16')
     step, stop = training.step, cli.Stop()
@@ -487,7 +498,7 @@ def test_bound_that_is_not_finite_keeps_the_best_parameters(workplace, monkeypat
     def diverge(training, x):
         if training.seen == 64:
             best.append((only_folder('results') / 'best.params').read_bytes())
-            training._trainer.set_learning_rate(1e30)
+            training.args.learning_rate = 1e30
         step(training, x)
 
     monkeypatch.setattr(train_mnist.Training, 'step', diverge)
@@ -617,6 +628,12 @@ def test_rates_are_finite_and_positive(capsys, option):
     assert vars(parse(option, '1e-2'))[option[2:]] == 0.01
     for text in ('nan', 'inf', '-inf', '-1', '-0.1', '0', '0.0', 'fast', '', '1e400'):
         assert option in refusal(capsys, train_mnist.main, option, text), text
+
+
+def test_lr_decay_is_a_share(capsys):
+    assert [parse('--lr_decay', text).lr_decay for text in ('0', '0.25', '1')] == [0, 0.25, 1]
+    for text in ('nan', 'inf', '-0.1', '1.01', 'slow', ''):
+        assert '--lr_decay' in refusal(capsys, train_mnist.main, '--lr_decay', text), text
 
 
 @pytest.mark.parametrize('main', [lambda argv: train_mnist.main(argv), lambda argv: sample.main(['run', *argv])],
@@ -970,7 +987,7 @@ def test_tensorboard_shows_the_curves(tensorboard, attention_run):
     expected = {f'{name}/{split}' for name in ('bound', 'reconstruction', 'kl')
                 for split in ('train', 'validation', 'validation_whole')}
     expected |= {f'kl_per_step/{t:03d}' for t in range(1, T + 1)}
-    expected |= {'optimization/gradient_norm', 'optimization/samples_per_second'}
+    expected |= {f'optimization/{name}' for name in ('gradient_norm', 'learning_rate', 'samples_per_second')}
     assert tags(tensorboard, attention_run, 'scalars') == expected
     curves = {tag: tensorboard('plugin/scalars/scalars', run=attention_run.folder.name, tag=tag) for tag in expected}
     for tag, points in curves.items():

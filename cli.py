@@ -113,14 +113,28 @@ def share(text):
     return value
 
 
+def numbers(text):
+    """Whole numbers with commas between them, each once: a comma-separated string."""
+    parts = text.split(',')
+    if not all(part.isdecimal() and len(part) < 5 for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of different whole numbers, as 0,1')
+    return text
+
+
 def context(parser, gpu):
     """The first GPU or the CPU; ends the program with one line where there is no GPU to use."""
+    return contexts(parser, '0' if gpu else None)[0]
+
+
+def contexts(parser, gpus, num_cpu=1):
+    """The GPUs with these numbers ('0,1'), or num_cpu contexts of the CPU; one line where a GPU is not there."""
     import mxnet as mx
 
-    if not gpu:
-        return mx.cpu()
+    if gpus is None:
+        return [mx.cpu(k) for k in range(num_cpu)]
     if not mx.runtime.Features().is_enabled('CUDA'):
-        parser.error('--gpu needs an MXNet built for CUDA (an mxnet-cu* package); without --gpu the CPU is used')
-    if not mx.context.num_gpus():
-        parser.error('--gpu: no GPU is visible (see nvidia-smi); without --gpu the CPU is used')
-    return mx.gpu(0)
+        parser.error('a GPU needs an MXNet built for CUDA (an mxnet-cu* package); without --gpu the CPU is used')
+    gpus, there = [int(number) for number in gpus.split(',')], mx.context.num_gpus()
+    if max(gpus) >= there:
+        parser.error(f'GPU {max(gpus)} is not there, {there} are visible (nvidia-smi); without --gpu the CPU is used')
+    return [mx.gpu(number) for number in gpus]

@@ -75,6 +75,24 @@ def generator(seed, purpose, position=0):
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
+def noise(seed, purpose, first, size, arguments):
+    """Standard normal eps, shape (num_steps, size, latent_dim), for the images first .. first + size - 1.
+
+    Every image has noise of its own, so that nothing depends on the batch, or on the part of it, that it is in.
+
+    Parameters
+    ----------
+    seed : int
+    purpose : str
+    first, size : int
+    arguments : dict
+        The run's arguments (config.json).
+    """
+    shape = arguments['num_steps'], arguments['latent_dim']
+    return np.stack([generator(seed, purpose, first + i).standard_normal(shape, dtype=np.float32)
+                     for i in range(size)], axis=1)
+
+
 def load(dataset, data_dir, image_shape):
     """Grey-level images of a dataset.
 

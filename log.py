@@ -69,7 +69,7 @@ class Log:
     def gradients(self, net, seen):
         """A histogram per parameter of the last batch's clipped gradient."""
         for name, parameter in net._collect_params_with_prefix().items():
-            self._add(histogram_summary(f'gradient/{name}', parameter.grad().asnumpy(), 50), seen)
+            self._add(histogram_summary(f'gradient/{name}', parameter.list_grad()[0].asnumpy(), 50), seen)
 
     def pictures(self, net, images, seen, ctx):
         """Samples from the prior by time step, and reconstructions below the images they are of."""

@@ -60,7 +60,7 @@ def write(path, arrays, metadata):
 
 
 def _full(path):
-    return OSError(None, f'{path} cannot be written whole; is the disk full?')
+    return OSError(None, f'{path} cannot be written whole (is the disk full?)')
 
 
 def read(path, shapes):

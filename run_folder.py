@@ -124,7 +124,7 @@ def parameters(net):
 
 def save_params(folder, name, net, dtype='float32'):
     """Write <name>.params, in 'float16' with half the bytes. Raises OSError."""
-    arrays = {key: parameter.data().astype(dtype, copy=False) for key, parameter in parameters(net).items()}
+    arrays = {key: parameter.list_data()[0].astype(dtype, copy=False) for key, parameter in parameters(net).items()}
     params_file.write(os.path.join(folder, f'{name}.params'), arrays, {'model': _model(net)})
 
 

@@ -21,16 +21,6 @@ PRETRAINED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 
 SCALE = 4  # screen pixels per image pixel and side
 
 
-def noise(seed, purpose, first, size, net_arguments):
-    """Standard normal eps, shape (num_steps, size, latent_dim), for the images first .. first + size - 1.
-
-    Every image has noise of its own, so that sample i does not depend on how many are drawn.
-    """
-    shape = net_arguments['num_steps'], net_arguments['latent_dim']
-    return np.stack([data.generator(seed, purpose, first + i).standard_normal(shape, dtype=np.float32)
-                     for i in range(size)], axis=1)
-
-
 def paint(net, arguments, seed, ctx, num_samples=None, images=None):
     """Samples (num_samples) or reconstructions (images), as a list with one dict per image.
 
@@ -57,7 +47,7 @@ def paint(net, arguments, seed, ctx, num_samples=None, images=None):
     for first in range(0, total, _CHUNK):
         size = min(_CHUNK, total - first)
         purpose = 'sample' if images is None else 'reconstruction'
-        eps = nd.array(noise(seed, purpose, first, size, arguments), ctx=ctx)
+        eps = nd.array(data.noise(seed, purpose, first, size, arguments), ctx=ctx)
         if images is None:
             outputs = net.generate(eps) + (None,)
         else:

@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import time
+import zlib
 
 import cli  # isort: skip  (sets up threads before mxnet is imported)
 import mxnet as mx
@@ -21,15 +22,17 @@ import run_folder
 import sample
 from log import Log
 from training import MAY_CHANGE, NotFinite, Training, arguments_of
+from workers import Workers, WorkersError
 
 _NUM_GIFS = 10
+_OWN = ('data_dir', 'logdir', 'gpu', 'gpus', 'cpu_contexts')  # arguments in which workers may differ
 
 
 def train(training, stream, images, log, folder, stop):
-    """Train until args.num_train_samples are seen or `stop` has a signal.
+    """Train until args.num_train_samples are seen or a worker's `stop` has a signal.
 
-    Writes last.params and, if it is, best.params in `folder` at every validation, and checkpoint.params when it is due
-    and at the end.
+    Worker 0 writes last.params and, if it is, best.params in `folder` at every validation, and checkpoint.params when
+    it is due and at the end.
 
     Parameters
     ----------
@@ -37,8 +40,9 @@ def train(training, stream, images, log, folder, stop):
     stream : data.TrainingStream
     images : numpy.ndarray
         Validation images, (n, height * width); the first args.num_val_samples are used.
-    log : Log
-    folder : str
+    log : Log or None
+        None at all workers but 0, which write and print nothing.
+    folder : str or None
     stop : cli.Stop
 
     Raises
@@ -53,51 +57,58 @@ def train(training, stream, images, log, folder, stop):
         return training.seen % frequency < args.batch_size or training.seen >= args.num_train_samples or stopping
 
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
-    with tqdm(total=total, initial=training.seen, unit=' samples', smoothing=0.1) as bar:
+    with tqdm(total=total, initial=training.seen, unit=' samples', smoothing=0.1, disable=log is None) as bar:
         while training.seen < args.num_train_samples and not stopping:
-            training.step(stream.batch(training.seen, args.batch_size))
-            stopping = stop.signal is not None  # asked once, so that a signal that comes later gets a step of its own
+            training.step(stream.batch(*training.next_images()))
+            # Asked once, so that a signal that comes later gets a step of its own; all workers stop at the same step.
+            stopping = training.workers.any(stop.signal is not None)
             if not any(map(due, (args.log_freq, args.val_freq, checkpoint_freq))):
                 continue
             reconstruction, kl, norm = training.means()
-            log.bound('train', training.seen, reconstruction, kl)
-            log.optimization(training.seen, gradient_norm=norm, learning_rate=training.learning_rate(),
-                             samples_per_second=(training.seen - logged) / (time.perf_counter() - moment))
-            bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
-            bar.update(training.seen - logged)
+            if log:
+                log.bound('train', training.seen, reconstruction, kl)
+                log.optimization(training.seen, gradient_norm=norm, learning_rate=training.learning_rate(),
+                                 samples_per_second=(training.seen - logged) / (time.perf_counter() - moment))
+                bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
+                bar.update(training.seen - logged)
             if due(args.val_freq) and not stopping:
-                bound = _validation(training, images[:args.num_val_samples], log)
-                run_folder.save_params(folder, 'last', training.net)
-                tqdm.write(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
-                if bound < training.best_bound:
-                    training.best_bound = bound
-                    run_folder.save_params(folder, 'best', training.net)
-            if due(checkpoint_freq):
+                _validate(training, images[:args.num_val_samples], log, folder)
+            if due(checkpoint_freq) and log:
                 training.seconds = before + time.perf_counter() - started
                 training.save_checkpoint(folder, log)
             logged, moment = training.seen, time.perf_counter()
 
 
-def _validation(training, images, log):
+def _validate(training, images, log, folder):
+    """The validation bound, of all workers together; worker 0 logs it and saves the parameters."""
     reconstruction, kl, kl_t = training.validate(images)
-    log.bound('validation', training.seen, reconstruction, kl)
-    log.kl_per_step(training.seen, kl_t)
-    log.pictures(training.net, images, training.seen, training.ctx)
-    log.gradients(training.net, training.seen)
-    log.flush()
-    return reconstruction + kl
+    bound = reconstruction + kl
+    if log:
+        log.bound('validation', training.seen, reconstruction, kl)
+        log.kl_per_step(training.seen, kl_t)
+        log.pictures(training.net, images, training.seen, training.contexts[0])
+        log.gradients(training.net, training.seen)
+        log.flush()
+        run_folder.save_params(folder, 'last', training.net)
+        tqdm.write(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
+    if bound < training.best_bound:
+        training.best_bound = bound
+        if log:
+            run_folder.save_params(folder, 'best', training.net)
 
 
 def finish(training, images, log, folder, config):
     """After training: the bound of best.params on all validation images into `config`, and ten GIFs of samples."""
-    run_folder.load_params(folder, 'best', training.net)
+    training.load_best(folder)
     reconstruction, kl, _ = training.validate(images)
+    if not log:
+        return
     log.bound('validation_whole', training.seen, reconstruction, kl)
     log.flush()
     config['validation'] = {'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl,
                             'num_images': len(images), 'unit': 'nats', 'parameters': 'best.params'}
     arguments = config['arguments']
-    paintings = sample.paint(training.net, arguments, seed=0, ctx=training.ctx, num_samples=_NUM_GIFS)
+    paintings = sample.paint(training.net, arguments, seed=0, ctx=training.contexts[0], num_samples=_NUM_GIFS)
     sample.write_gifs(paintings, arguments, output_dir=folder, prefix='sample', scale=sample.SCALE)
     print(f'Negative variational bound of best.params on all {len(images):,} validation images: '
           f'{reconstruction + kl:.2f} nats (reconstruction {reconstruction:.2f}, KL {kl:.2f}).\n'
@@ -122,6 +133,14 @@ def _add_arguments(parser):
         help='validation images per validation (all of them at the end)')
     add('--val_freq', '-f', type=cli.count, metavar='N', default=10000, help='training samples between two validations')
     add('--gpu', action='store_true', help='use the first GPU instead of the CPU')
+    add('--gpus', type=cli.numbers, metavar='LIST', help='share every batch among these GPUs, as 0,1')
+    add('--cpu_contexts', type=cli.count, metavar='N', default=1,
+        help='share every batch among N contexts of the CPU; the processors stay the same')
+    add('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
+        help='what adds up the gradients of several devices: the CPU, the devices, or, with workers that launch.py '
+             'started, a server; --batch_size is that of all together')
+    add('--sync_timeout', type=cli.count, metavar='N', default=300,
+        help='with dist_sync: seconds without a word from the other workers after which one gives up')
     add('--attention', action='store_true', help='read and write with selective attention')
     add('--read_size', '-ar', type=cli.count, metavar='N', default=2,
         help='with --attention: reads with N x N filters')
@@ -150,6 +169,8 @@ def _check(parser, args):
     for name in (*run_folder.SIZES, 'batch_size'):
         if getattr(args, name) > run_folder.MAX_SIZE:
             parser.error(f'argument --{name}: at most {run_folder.MAX_SIZE}, not {getattr(args, name)}')
+    if args.gpus and (args.gpu or args.cpu_contexts > 1) or args.gpu and args.cpu_contexts > 1:
+        parser.error('only one of --gpu, --gpus and --cpu_contexts can be given')
     side = min(args.input_height, args.input_width)
     for name in ('read_size', 'write_size'):
         if args.attention and getattr(args, name) > side:
@@ -186,13 +207,19 @@ def _resumed_args(parser, folder, argv):
     return args
 
 
-def run(args, ctx, command):
+def run(args, contexts, workers, command):
     """One training run from the data to the GIFs, or the rest of one; returns its exit code."""
-    if not args.resume:
+    leads = workers.rank == 0
+    if leads and not args.resume:
         run_folder.check_writable(args.logdir)
     splits = data.load(args.dataset, args.data_dir, (args.input_height, args.input_width))
     stream = data.TrainingStream(splits['train'], args.binarization, args.seed)
     images = data.evaluation_images(splits['validation'], args.binarization)
+    workers.connect()
+    common = {name: value for name, value in arguments_of(args).items() if name not in _OWN}
+    workers.agree({**common, **run_folder.versions(), 'training images (CRC-32)': zlib.crc32(splits['train'])})
+    if not leads:
+        return _run_in(None, _start(args, contexts, workers, None), stream, images, None)
     folder = args.resume
     if not folder:
         name = 'attention' if args.attention else 'no_attention'
@@ -200,13 +227,8 @@ def run(args, ctx, command):
                                                        'versions': run_folder.versions()})
     with run_folder.lock(folder):
         config = run_folder.read_config(folder)
-        mx.random.seed(args.seed)
-        net = run_folder.build_net(config['arguments'])
-        net.initialize(ctx=ctx)
-        training = Training(net, args, ctx)
+        training = _start(args, contexts, workers, folder)
         if args.resume:
-            files.remove_unfinished(folder)
-            training.resume(folder)
             config.setdefault('resumed', []).append({'command': command, 'samples_seen': training.seen})
             config['arguments'] = arguments_of(args)
             run_folder.write_config(folder, config)
@@ -214,37 +236,63 @@ def run(args, ctx, command):
         return _run_in(folder, training, stream, images, config)
 
 
+def _start(args, contexts, workers, folder):
+    """A new Training, or the one that `folder` (worker 0's, None at the others) holds a checkpoint of."""
+    mx.random.seed(args.seed)
+    net = run_folder.build_net(vars(args))
+    net.initialize(ctx=contexts)
+    training = Training(net, args, contexts, workers)
+    if args.resume:
+        if folder:
+            files.remove_unfinished(folder)
+        training.resume(folder)
+    return training
+
+
 def _run_in(folder, training, stream, images, config):
-    """Train, and finish if nothing stops it; returns the exit code."""
-    log, go_on = Log(folder, config['arguments']), f'python train_mnist.py --resume {shlex.quote(folder)}'
+    """Train, and finish if nothing stops it; returns the exit code. Without a folder, a worker that writes nothing."""
+    log = Log(folder, config['arguments']) if folder else None
+    go_on = f'Go on with: python train_mnist.py --resume {shlex.quote(folder)}' if folder else ''
     try:
         with cli.Stop() as stop:
             train(training, stream, images, log, folder, stop)
         if training.seen < training.args.num_train_samples:
-            print(f'\nStopped after {training.seen:,} training samples. Go on with: {go_on}')
-            return 0 if stop.signal == signal.SIGTERM else 130
+            if folder:
+                print(f'\nStopped after {training.seen:,} training samples. {go_on}')
+            return 130 if stop.signal == signal.SIGINT else 0
         finish(training, images, log, folder, config)
         return 0
     except KeyboardInterrupt:
-        print(f'\nStopped. Go on with: {go_on}')
+        print(f'\nStopped. {go_on}')
         return 130
     except (NotFinite, OSError) as error:
         what = error if isinstance(error, NotFinite) else ': '.join(filter(None, (error.filename, error.strerror)))
-        print(f'\ntrain_mnist.py: stopped: {what}. Go on with: {go_on}', file=sys.stderr)
+        print(f'\ntrain_mnist.py: stopped: {what}. {go_on}', file=sys.stderr)
         return 1
     finally:
-        log.close()
-        config.update(samples_seen=training.seen, seconds=round(training.seconds))
-        with contextlib.suppress(OSError):  # a full disk, which was told
-            run_folder.write_config(folder, config)
+        if folder:
+            log.close()
+            config.update(samples_seen=training.seen, seconds=round(training.seconds))
+            with contextlib.suppress(OSError):  # a full disk, which was told
+                run_folder.write_config(folder, config)
 
 
 def main(argv=None):
     parser = cli.Parser(prog='train_mnist.py', description=__doc__.splitlines()[0])
     args = parse_args(parser, argv)
     command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
-    with cli.one_line(parser, data.DataError, run_folder.RunError):
-        return run(args, cli.context(parser, args.gpu), command)
+    known = data.DataError, run_folder.RunError, WorkersError
+    with cli.one_line(parser, *known):
+        workers = Workers(args.kvstore, args.sync_timeout)
+    contexts = cli.contexts(parser, args.gpus or ('0' if args.gpu else None), args.cpu_contexts)
+    num_parts = workers.size * len(contexts)
+    if args.batch_size % num_parts:
+        parser.error(f'argument --batch_size: {args.batch_size} images cannot be shared evenly by {num_parts} devices')
+    with workers:
+        with cli.one_line(parser, *known):
+            code = run(args, contexts, workers, command)
+        workers.leave(code)
+    return code
 
 
 if __name__ == '__main__':

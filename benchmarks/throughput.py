@@ -35,7 +35,7 @@ def make_step(args, ctx):
     mx.random.seed(args.seed)
     net = run_folder.build_net(vars(args))
     net.initialize(ctx=ctx)
-    trained, x = training.Training(net, args, ctx), common.random_images(args)
+    trained, x = training.Training(net, args, [ctx]), common.random_images(args)
 
     def step():
         trained.step(x)

@@ -68,7 +68,7 @@ def run_kl(run):
     args = train_mnist.parse_args(train_mnist.cli.Parser(), ['--resume', str(run)])
     images = train_mnist.data.evaluation_images(
         train_mnist.data.load('mnist', arguments['data_dir'], (28, 28))['validation'], 'dynamic')[:7]
-    return train_mnist.Training(net, args, mx.cpu()).validate(images)[1]
+    return train_mnist.Training(net, args, [mx.cpu()]).validate(images)[1]
 
 
 def test_kl_figure_shows_the_table(make):

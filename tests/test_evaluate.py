@@ -12,7 +12,6 @@ import cli
 import data
 import evaluate
 import run_folder
-import sample
 import train_mnist
 from idx import write_mnist
 from oracle import forward_one, sigmoid
@@ -85,7 +84,7 @@ def test_log_weight_is_that_of_the_equations():
     params = {name: parameter.data().asnumpy().astype(np.float64)
               for name, parameter in run_folder.parameters(net).items()}
     per_image = evaluate.bounds(net, arguments, IMAGES, 7, CPU)
-    eps = sample.noise(7, 'evaluation 0', 0, len(IMAGES), arguments).astype(np.float64)
+    eps = data.noise(7, 'evaluation 0', 0, len(IMAGES), arguments).astype(np.float64)
     for i, x in enumerate(IMAGES.astype(np.float64)):
         steps = forward_one(params, x, eps[:, i], (3, 4), 2, 2)
         mu, log_sigma = np.stack(steps['mu']), np.stack(steps['log_sigma'])

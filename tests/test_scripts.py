@@ -301,7 +301,7 @@ def start_training(folder, *argv):
     net.initialize()
     stream = data.TrainingStream(splits['train'], args.binarization, args.seed)
     images = data.evaluation_images(splits['validation'], args.binarization)
-    return train_mnist.Training(net, args, mx.cpu()), stream, images
+    return train_mnist.Training(net, args, [mx.cpu()]), stream, images
 
 
 def values(net):

@@ -1,0 +1,189 @@
+"""Start a training of several workers, watch over it, and leave no process behind.
+
+    python launch.py -n 2 train_mnist.py --attention --kvstore dist_sync
+    python launch.py -n 4 --hosts a,b train_mnist.py --kvstore dist_sync     # a and b by SSH
+
+Starts what MXNet's parameter server wants: one scheduler (here), servers and workers. MXNet itself never notices that
+one of them is gone: here, the end of one with an error ends all.
+"""
+import argparse
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import cli
+
+_GRACE = 5  # seconds between SIGTERM and SIGKILL
+_SERVE = [sys.executable, '-c', 'import mxnet']  # with DMLC_ROLE=server or scheduler the import does not return
+
+
+# A guard stands between the launcher and every process, on the process's own host. It ends when the launcher does,
+# however that ends, since its standard input ends then; through SSH too.
+
+def guard(share, environment, command):
+    """Run a command until it ends or the standard input does; a byte on the standard input asks it to stop.
+
+    Parameters
+    ----------
+    share : int
+        Processes among which this host's processors are divided, or 0 for one thread.
+    environment : list of str
+        NAME=VALUE.
+    command : list of str
+
+    Returns
+    -------
+    The command's exit code, or 128 + the signal that ended it.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // share) if share else 1
+    variables = {'OMP_NUM_THREADS': str(threads), **os.environ, **dict(pair.split('=', 1) for pair in environment)}
+    libc = ctypes.CDLL(None)
+    child = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True,
+                             preexec_fn=lambda: libc.prctl(1, signal.SIGKILL))  # PR_SET_PDEATHSIG: not without guard
+    threading.Thread(target=_obey, args=(child,), daemon=True).start()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _obey(child):
+    while os.read(0, 1):
+        child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGTERM)
+    time.sleep(_GRACE)
+    child.kill()
+
+
+class Process:
+    """A guarded process of one role; `host` is None for this one."""
+
+    def __init__(self, name, host, share, environment, command):
+        self.name = f'{name} on {host}' if host else name
+        line = [sys.executable, os.path.abspath(__file__), '--guard', str(share), str(len(environment)),
+                *(f'{key}={value}' for key, value in environment.items()), *command]
+        if host:
+            line = ['ssh', '-o', 'BatchMode=yes', host, f'cd {shlex.quote(os.getcwd())} && exec {shlex.join(line)}']
+        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True)
+
+    def code(self):
+        """The exit code, or None while it runs."""
+        return self._process.poll()
+
+    def ask_to_stop(self):
+        with contextlib.suppress(OSError):
+            os.write(self._process.stdin.fileno(), b'.')
+
+    def end(self):
+        """End it, by force after _GRACE seconds; returns at once."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._process.stdin.close()
+
+    def wait(self):
+        try:
+            self._process.wait(timeout=2 * _GRACE)
+        except subprocess.TimeoutExpired:  # an SSH connection that is stuck
+            self._process.kill()
+
+
+def start(args):
+    """Start everything; returns (scheduler and servers, workers), lists of Process."""
+    hosts = args.hosts or [None]
+    environment = {'DMLC_PS_ROOT_URI': args.address, 'DMLC_PS_ROOT_PORT': args.port,
+                   'DMLC_NUM_WORKER': args.num_workers, 'DMLC_NUM_SERVER': args.num_servers}
+    if not args.hosts:
+        environment['DMLC_NODE_HOST'] = args.address  # listen there and nowhere else
+    services = [Process('the scheduler', None, 0, {**environment, 'DMLC_ROLE': 'scheduler'}, _SERVE)]
+    services += [Process(f'server {k}', hosts[k % len(hosts)], 0, {**environment, 'DMLC_ROLE': 'server'}, _SERVE)
+                 for k in range(args.num_servers)]
+    share = -(-args.num_workers // len(hosts))
+    workers = [Process(f'worker {k}', hosts[k % len(hosts)], share,
+                       {**environment, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': k}, [sys.executable, *args.command])
+               for k in range(args.num_workers)]
+    return services, workers
+
+
+def supervise(services, workers):
+    """Wait for all, ask the workers to stop at a signal, end all at the first error; returns the exit code."""
+    failed, asked = None, False
+    with cli.Stop() as stop:
+        try:
+            while not failed and any(worker.code() is None for worker in workers):
+                time.sleep(0.1)
+                if stop.signal and not asked:
+                    asked = True
+                    for worker in workers:
+                        worker.ask_to_stop()
+                failed = next((process for process in (*workers, *services) if process.code()), None)
+        except KeyboardInterrupt:  # the second signal
+            pass
+        for process in (*workers, *services):
+            process.end()  # after the last worker's end the services end by themselves, as soon
+        for process in (*workers, *services):
+            process.wait()
+    if failed:
+        print(f'launch.py: {failed.name} ended with exit code {failed.code()}; all others were ended too',
+              file=sys.stderr)
+        return 2 if failed.code() == 2 else 1
+    return 130 if stop.signal == signal.SIGINT else 0
+
+
+def parse_args(parser, argv=None):
+    add = parser.add_argument
+    add('--num_workers', '-n', type=cli.count, metavar='N', required=True,
+        help='processes that train; the batch is shared out evenly among them')
+    add('--num_servers', '-s', type=cli.count, metavar='N', default=1, help='processes that add up the gradients')
+    add('--hosts', type=lambda text: text.split(','), metavar='A,B',
+        help='hosts that workers and servers are started on in turn, by SSH without a password, with this Python and '
+             'this folder at the same paths; this host alone if not given')
+    add('--address', metavar='IP', help='of this host, as the others reach it; found if not given')
+    add('--port', type=cli.count, metavar='N', help='of the scheduler; any free one if not given')
+    add('command', metavar='SCRIPT', nargs=argparse.PARSER, help='the script and its arguments')
+    args = parser.parse_args(argv)
+    if not os.path.isfile(args.command[0]):
+        parser.error(f'argument SCRIPT: {args.command[0]} is not a file')
+    if args.hosts and not all(host and not host.startswith('-') for host in args.hosts):
+        parser.error('argument --hosts: names with commas between them, as a,b')
+    if args.port and args.port >= 2 ** 16:
+        parser.error(f'argument --port: at most {2 ** 16 - 1}, not {args.port}')
+    args.address = args.address or ('127.0.0.1' if not args.hosts else _address_towards(parser, args.hosts[0]))
+    args.port = _free_port(parser, args.address, args.port)
+    return args
+
+
+def _address_towards(parser, host):
+    """This host's address on the way to another; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host.rpartition('@')[2], 9))
+        except OSError as error:
+            parser.error(f'argument --hosts: {host}: {error.strerror or error}')
+        return probe.getsockname()[0]
+
+
+def _free_port(parser, address, port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port or 0))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, 'strerror', None) or error
+            parser.error(f'cannot listen at {address}, {f"port {port}" if port else "any port"}: {reason}')
+        return probe.getsockname()[1]
+
+
+def main(argv=None):
+    args = parse_args(cli.Parser(prog='launch.py', description=__doc__.splitlines()[0]), argv)
+    return supervise(*start(args))
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['--guard']:
+        _, _, own_share, count, *rest = sys.argv
+        sys.exit(guard(int(own_share), rest[:int(count)], rest[int(count):]))
+    sys.exit(main())

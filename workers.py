@@ -1,0 +1,190 @@
+"""The processes that train one network together through MXNet's distributed KVStore; one alone is a group too."""
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+
+import mxnet as mx
+import numpy as np
+from mxnet import nd
+
+_ENVIRONMENT = ('DMLC_ROLE', 'DMLC_PS_ROOT_URI', 'DMLC_PS_ROOT_PORT', 'DMLC_NUM_SERVER', 'DMLC_NUM_WORKER',
+                'DMLC_TASK_ID')
+_FIRST_KEY = 10 ** 6  # of the KVStore; those of Trainer's parameters are 0, 1, ...
+_MAX_TEXT = 2 ** 14  # bytes that a worker can tell the others
+
+
+class WorkersError(Exception):
+    """The workers cannot train together; the message is one line for the user."""
+
+
+class Workers:
+    """This process and the other workers of its group: its place among them, and sums over all.
+
+    A context: a worker that leaves it with an error ends at once. MXNet would wait for the others, and they for it.
+
+    Parameters
+    ----------
+    kvstore : str
+        'dist_sync' for a group as the environment describes it; with 'local' and 'device' this process is alone.
+    timeout : float
+        Seconds. A worker that hears nothing from the others for so long ends with one line and exit code 1.
+
+    Attributes
+    ----------
+    rank : int
+        DMLC_TASK_ID, which the launcher gives, so that the host of worker 0 is known. The rank that MXNet gives
+        follows from the ports that the workers happen to get.
+    size : int
+        Number of workers.
+    kvstore : str or mxnet.kvstore.KVStore
+        What gluon.Trainer takes.
+
+    Raises
+    ------
+    WorkersError
+        The environment is incomplete.
+    """
+
+    def __init__(self, kvstore='device', timeout=300):
+        self.rank, self.size, self.kvstore = 0, 1, kvstore
+        self._timeout, self._keys, self._heard = timeout, {}, None
+        self._left, self._watchman = threading.Event(), threading.Thread(target=self._watch, daemon=True)
+        if kvstore == 'dist_sync':
+            self.rank, self.size = _place()
+
+    def connect(self):
+        """Find the others. Raises WorkersError where there is no scheduler."""
+        if self.kvstore != 'dist_sync':
+            return
+        address = os.environ['DMLC_PS_ROOT_URI'], int(os.environ['DMLC_PS_ROOT_PORT'])
+        self._heard = time.monotonic()
+        _wait_for(address, self._heard + self._timeout)  # MXNet would wait for ever
+        self._watchman.start()
+        self.kvstore = mx.kv.create('dist_sync')
+
+    def begin(self, trainer):
+        """Give the KVStore the parameters before the first step.
+
+        Without a wait for each other, a fast worker's first gradients overtake the parameters that a slow one still
+        waits for, and it goes on with a gradient in their place.
+        """
+        if self.size > 1:
+            trainer._init_kvstore()
+            trainer._init_params()
+            nd.waitall()
+            self.kvstore._barrier()
+
+    def sum(self, array):
+        """The sum over all workers, in the array's own precision; all call it in the same order.
+
+        Parameters
+        ----------
+        array : numpy.ndarray
+
+        Returns
+        -------
+        numpy.ndarray
+        """
+        if self.size == 1:
+            return array
+        value = nd.array(array, dtype=array.dtype)
+        kind = array.shape, array.dtype.str
+        if kind not in self._keys:
+            self._keys[kind] = _FIRST_KEY + len(self._keys)
+            self.kvstore.init(self._keys[kind], nd.zeros_like(value))
+        self.kvstore.pushpull(self._keys[kind], value, out=value)
+        total = value.asnumpy()
+        self._heard = time.monotonic()
+        return total
+
+    def any(self, flag):
+        """Whether `flag` is true at one worker or more."""
+        return bool(self.sum(np.array([flag], dtype=np.float32))[0])
+
+    def broadcast(self, array):
+        """The array of worker 0; the others give one of the same shape and type."""
+        return self.sum(array if self.rank == 0 else np.zeros_like(array))
+
+    def gather(self, content):
+        """What every worker has, in order of rank: content that JSON can hold, at most 16 KiB of it."""
+        if self.size == 1:
+            return [content]
+        text = json.dumps(content).encode()
+        if len(text) > _MAX_TEXT:
+            raise WorkersError(f'worker {self.rank} has {len(text)} bytes to tell, more than {_MAX_TEXT}')
+        table = np.zeros((self.size, 1 + _MAX_TEXT), dtype=np.float32)
+        table[self.rank, 0] = 1
+        table[self.rank, 1:1 + len(text)] = list(text)
+        table = self.sum(table)
+        if (table[:, 0] != 1).any():
+            raise WorkersError(f'DMLC_TASK_ID must be 0 ... {self.size - 1}, once each')
+        return [json.loads(row.astype(np.uint8).tobytes().rstrip(b'\0')) for row in table[:, 1:]]
+
+    def agree(self, facts):
+        """Raises WorkersError, at every worker, where one has other facts (a dict) than worker 0."""
+        first, *others = self.gather(facts)
+        for rank, other in enumerate(others, start=1):
+            for name in first.keys() | other.keys():
+                if first.get(name) != other.get(name):
+                    raise WorkersError(f'worker {rank} differs from worker 0: {name} is {other.get(name)!r}, not '
+                                       f'{first.get(name)!r}')
+
+    def leave(self, code):
+        """End the common work with this process's exit code; returns when all others have come here too."""
+        if self.size > 1:
+            if code:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            self.any(False)
+            self._left.set()
+            self._watchman.join()  # it holds the KVStore, whose threads MXNet must end before the process does
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None and self.size > 1:
+            if not isinstance(error, SystemExit):
+                traceback.print_exception(kind, error, trace)
+            self.leave(error.code if isinstance(error, SystemExit) else 1)
+
+    def _watch(self):
+        while not self._left.wait(max(0.1, self._heard + self._timeout - time.monotonic())):
+            if time.monotonic() > self._heard + self._timeout:
+                break
+        else:
+            return
+        print(f'\ntrain_mnist.py: stopped: worker {self.rank} has not heard from the other workers for '
+              f'{self._timeout:g} seconds. Go on from the last checkpoint with --resume', file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _place():
+    """(rank, number of workers) from the environment."""
+    missing = [name for name in _ENVIRONMENT if not os.environ.get(name)]
+    if missing:
+        raise WorkersError(f'--kvstore dist_sync needs {", ".join(missing)} in the environment; launch.py sets them')
+    for name in _ENVIRONMENT[2:]:
+        if not os.environ[name].isdecimal():
+            raise WorkersError(f'{name} must be a number, not {os.environ[name]!r}')
+    rank, size = (int(os.environ[name]) for name in ('DMLC_TASK_ID', 'DMLC_NUM_WORKER'))
+    if rank >= size:
+        raise WorkersError(f'DMLC_TASK_ID is {rank}, but with {size} workers at most {size - 1}')
+    return rank, size
+
+
+def _wait_for(address, deadline):
+    while True:
+        try:
+            socket.create_connection(address, timeout=max(0.1, deadline - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise WorkersError(f'no scheduler answers at {address[0]}:{address[1]}: '
+                                   f'{error.strerror or error}') from None
+            time.sleep(0.2)

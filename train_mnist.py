@@ -166,9 +166,10 @@ def _add_arguments(parser):
 
 
 def _check(parser, args):
-    for name in (*run_folder.SIZES, 'batch_size'):
-        if getattr(args, name) > run_folder.MAX_SIZE:
-            parser.error(f'argument --{name}: at most {run_folder.MAX_SIZE}, not {getattr(args, name)}')
+    largest = dict.fromkeys((*run_folder.SIZES, 'batch_size'), run_folder.MAX_SIZE)
+    for name, limit in {**largest, 'cpu_contexts': 64, 'sync_timeout': 24 * 3600}.items():
+        if getattr(args, name) > limit:
+            parser.error(f'argument --{name}: at most {limit}, not {getattr(args, name)}')
     if args.gpus and (args.gpu or args.cpu_contexts > 1) or args.gpu and args.cpu_contexts > 1:
         parser.error('only one of --gpu, --gpus and --cpu_contexts can be given')
     side = min(args.input_height, args.input_width)

@@ -332,6 +332,7 @@ def refusal(capsys, main, *argv):
     (['--gpu', '--gpus', '0'], 'only one of'), (['--cpu_contexts', '2', '--gpu'], 'only one of'),
     (['--kvstore', 'horovod'], 'horovod'), (['--kvstore', 'dist_sync'], 'launch.py sets them'),
     (['--cpu_contexts', '3'], '64 images cannot be shared evenly by 3 devices'),
+    (['--cpu_contexts', '65'], 'at most 64'), (['--sync_timeout', '1e6'], 'at most 86400'),
     (['--sync_timeout', '0'], '--sync_timeout')], ids=str)
 def test_bad_options_of_training(workplace, capsys, argv, reason):
     assert reason in refusal(capsys, train_mnist.main, *argv)

@@ -46,6 +46,19 @@ def test_throughput(flags):
     assert {key: result[key] for key in TINY} == TINY
 
 
+@pytest.mark.parametrize('num_workers', [1, 3])
+def test_scaling(num_workers):
+    command = [BENCHMARKS / 'scaling.py', *TINY_FLAGS, '--attention', '--iterations', '2']
+    if num_workers > 1:
+        command = [BENCHMARKS.parent / 'launch.py', '-n', str(num_workers), *command, '--kvstore', 'dist_sync']
+    result = last_json(subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120))
+    weights = sum(int(np.prod(shape)) for shape in common.parameter_shapes(Namespace(**TINY, attention=True)).values())
+    assert (result['workers'], result['weights'], result['batch_size']) == (num_workers, weights, TINY['batch_size'])
+    assert result['mbytes_each_way'] == pytest.approx(4e-6 * weights, abs=0.01)
+    assert all(0 < result[name] < float('inf') for name in ('samples_per_s', 'step_ms'))
+    assert (result['exchange_ms'] > 0) == (num_workers > 1)
+
+
 def test_profile_names_single_operators():
     done = start('throughput.py', '--attention', '--profile', '--iterations', '2')
     result = last_json(done)

@@ -10,6 +10,7 @@ import pytest
 
 import cli
 import evaluate
+import launch
 import sample
 import train_mnist
 
@@ -17,19 +18,26 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'```(\w*)\n(.*?)```', README, re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for _, block in BLOCKS for line in block.splitlines()
-            if re.match(r'(python|\S*/python3?) (train_mnist|sample|evaluate)\.py', line)]
+            if re.match(r'(python|\S*/python3?) (train_mnist|sample|evaluate|launch)\.py', line)]
 
 
-@pytest.mark.parametrize('script', ['train_mnist.py', 'sample.py', 'evaluate.py'])
+@pytest.mark.parametrize('script', ['train_mnist.py', 'sample.py', 'evaluate.py', 'launch.py'])
 def test_flags_are_as_the_help_prints_them(script):
     output = subprocess.run([sys.executable, ROOT / script, '--help'], capture_output=True, text=True, timeout=60)
     help_text = output.stdout.replace('optional arguments:', 'options:')  # as Python 3.9 says
     assert [block for _, block in BLOCKS if block.startswith(f'usage: {script}')] == [help_text]
 
 
-def test_commands_parse():
+def test_commands_parse(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(launch, '_address_towards', lambda parser, host: '127.0.0.1')  # there are no such hosts
+
+    def parse_launch(parser, argv):
+        script, *rest = launch.parse_args(parser, argv).command
+        return parsers[script](cli.Parser(prog=script), rest)
+
     parsers = {'train_mnist.py': train_mnist.parse_args, 'sample.py': sample.parse_args,
-               'evaluate.py': evaluate.parse_args}
+               'evaluate.py': evaluate.parse_args, 'launch.py': parse_launch}
     assert {command[1] for command in COMMANDS} == parsers.keys()
     for _, script, *argv in COMMANDS:
         parsers[script](cli.Parser(prog=script), argv)

@@ -362,7 +362,7 @@ def test_validation_is_the_average_over_the_images(tmp_path, num_images):
     for first, eps in zip(range(0, num_images, BATCH), noise):
         x = images[first:first + BATCH]
         canvas, mu, log_sigma = (output.asnumpy().astype(np.float64)
-                                 for output in training.net(nd.array(x), eps[:, :len(x)]))
+                                 for output in training.net(nd.array(x), nd.array(eps[:, :len(x)])))
         for i in range(len(x)):
             p = 1 / (1 + np.exp(-canvas[i]))
             terms = mu[:, i] ** 2 + np.exp(log_sigma[:, i]) ** 2 - 2 * log_sigma[:, i] - 1

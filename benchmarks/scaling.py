@@ -1,0 +1,67 @@
+"""Time synchronous training steps of one worker or several, and their exchange of gradients alone.
+
+    python benchmarks/scaling.py --attention -b 128
+    python launch.py -n 2 benchmarks/scaling.py --attention -b 128 --kvstore dist_sync
+
+Takes the flags of train_mnist.py. Worker 0 prints one line of JSON.
+"""
+import json
+import statistics
+import time
+
+import common  # isort: skip  (makes the project importable, and sets the number of threads before mxnet is imported)
+import mxnet as mx
+import numpy as np
+from mxnet import nd
+
+import cli
+import run_folder
+import train_mnist
+import training
+from workers import Workers
+
+_WARM_UP = 2
+
+
+def timed(iterations, action):
+    """Median seconds of an action."""
+    seconds = []
+    for _ in range(_WARM_UP + iterations):
+        started = time.perf_counter()
+        action()
+        nd.waitall()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[_WARM_UP:])
+
+
+def measure(args, workers):
+    mx.random.seed(args.seed)
+    net = run_folder.build_net(vars(args))
+    net.initialize()
+    workers.connect()
+    trained = training.Training(net, args, [mx.cpu()], workers)
+    x = common.random_images(args)[:trained.part]
+    step = timed(args.iterations, lambda: trained.step(x))
+    exchange = timed(args.iterations, trained._trainer.allreduce_grads)
+    small = timed(args.iterations, lambda: workers.sum(np.zeros(2, dtype=np.float32)))
+    num_weights = sum(parameter.data().size for parameter in net.collect_params().values())
+    return {'workers': workers.size, 'threads': common.num_threads(), 'attention': args.attention,
+            'batch_size': args.batch_size, 'samples_per_s': round(args.batch_size / step, 1),
+            'step_ms': round(1e3 * step, 1),
+            'exchange_ms': round(1e3 * exchange, 1), 'small_sum_ms': round(1e3 * small, 2), 'weights': num_weights,
+            'mbytes_each_way': round(4e-6 * num_weights, 2)}
+
+
+def main(argv=None):
+    parser = cli.Parser(prog='scaling.py', description=__doc__.splitlines()[0])
+    common.add_iterations(parser)
+    args = train_mnist.parse_args(parser, argv)
+    with Workers(args.kvstore, args.sync_timeout) as workers:
+        result = measure(args, workers)
+        if workers.rank == 0:
+            print(json.dumps(result))
+        workers.leave(0)
+
+
+if __name__ == '__main__':
+    main()

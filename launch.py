@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,10 +19,13 @@ import sys
 import threading
 import time
 
-import cli
+_ENVIRONMENT = dict(os.environ)  # before cli sets the number of threads for this process
+
+import cli  # noqa: E402
 
 _GRACE = 5  # seconds between SIGTERM and SIGKILL
 _SERVE = [sys.executable, '-c', 'import mxnet']  # with DMLC_ROLE=server or scheduler the import does not return
+_STOPPED = 128 + signal.SIGTERM  # exit code of a worker that was asked to stop before its training began
 
 
 # A guard stands between the launcher and every process, on the process's own host. It ends when the launcher does,
@@ -42,11 +46,19 @@ def guard(share, environment, command):
     -------
     The command's exit code, or 128 + the signal that ended it.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // share) if share else 1
-    variables = {'OMP_NUM_THREADS': str(threads), **os.environ, **dict(pair.split('=', 1) for pair in environment)}
-    libc = ctypes.CDLL(None)
+    variables = {**_ENVIRONMENT, **dict(pair.split('=', 1) for pair in environment)}
+    if not {'OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'} & variables.keys():
+        threads = max(1, len(os.sched_getaffinity(0)) // share) if share else 1
+        variables['OMP_NUM_THREADS'] = str(threads)
+    libc, own = ctypes.CDLL(None), os.getpid()
+
+    def die_with_guard():
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != own:  # it was faster
+            os._exit(1)
+
     child = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True,
-                             preexec_fn=lambda: libc.prctl(1, signal.SIGKILL))  # PR_SET_PDEATHSIG: not without guard
+                             preexec_fn=die_with_guard)
     threading.Thread(target=_obey, args=(child,), daemon=True).start()
     code = child.wait()
     return code if code >= 0 else 128 - code
@@ -68,8 +80,9 @@ class Process:
         line = [sys.executable, os.path.abspath(__file__), '--guard', str(share), str(len(environment)),
                 *(f'{key}={value}' for key, value in environment.items()), *command]
         if host:
-            line = ['ssh', '-o', 'BatchMode=yes', host, f'cd {shlex.quote(os.getcwd())} && exec {shlex.join(line)}']
-        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True)
+            line = ['ssh', '-o', 'BatchMode=yes', '-o', 'ServerAliveInterval=15', host,
+                    f'cd {shlex.quote(os.getcwd())} && exec {shlex.join(line)}']
+        self._process = subprocess.Popen(line, env=_ENVIRONMENT, stdin=subprocess.PIPE, start_new_session=True)
 
     def code(self):
         """The exit code, or None while it runs."""
@@ -91,37 +104,50 @@ class Process:
             self._process.kill()
 
 
-def start(args):
-    """Start everything; returns (scheduler and servers, workers), lists of Process."""
+def start(args, services, workers):
+    """Start everything; appends to `services` (the scheduler and the servers) and `workers`, lists of Process."""
     hosts = args.hosts or [None]
     environment = {'DMLC_PS_ROOT_URI': args.address, 'DMLC_PS_ROOT_PORT': args.port,
                    'DMLC_NUM_WORKER': args.num_workers, 'DMLC_NUM_SERVER': args.num_servers}
-    if not args.hosts:
+    if args.hosts:
+        environment.update((name, value) for name, value in _ENVIRONMENT.items() if name.startswith(('OMP_', 'MXNET_')))
+    else:
         environment['DMLC_NODE_HOST'] = args.address  # listen there and nowhere else
-    services = [Process('the scheduler', None, 0, {**environment, 'DMLC_ROLE': 'scheduler'}, _SERVE)]
-    services += [Process(f'server {k}', hosts[k % len(hosts)], 0, {**environment, 'DMLC_ROLE': 'server'}, _SERVE)
-                 for k in range(args.num_servers)]
+    services.append(Process('the scheduler', None, 0, {**environment, 'DMLC_ROLE': 'scheduler'}, _SERVE))
+    for k in range(args.num_servers):
+        own = {**environment, 'DMLC_ROLE': 'server'}
+        services.append(Process(f'server {k}', hosts[k % len(hosts)], 0, own, _SERVE))
     share = -(-args.num_workers // len(hosts))
-    workers = [Process(f'worker {k}', hosts[k % len(hosts)], share,
-                       {**environment, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': k}, [sys.executable, *args.command])
-               for k in range(args.num_workers)]
-    return services, workers
+    for k in range(args.num_workers):
+        own = {**environment, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': k}
+        workers.append(Process(f'worker {k}', hosts[k % len(hosts)], share, own, [sys.executable, *args.command]))
 
 
-def supervise(services, workers):
-    """Wait for all, ask the workers to stop at a signal, end all at the first error; returns the exit code."""
-    failed, asked = None, False
+def watch(services, workers, stop):
+    """Wait for the workers, and ask them to stop at a signal; returns the first Process that ends with an error."""
+    asked, failed = False, None
+    while not failed and any(worker.code() is None for worker in workers):
+        time.sleep(0.1)
+        if stop.signal and not asked:
+            asked = True
+            for worker in workers:
+                worker.ask_to_stop()
+        failed = next((process for process in (*workers, *services) if process.code()), None)
+    failed = failed or next((worker for worker in workers if worker.code()), None)
+    return None if asked and failed and failed.code() == _STOPPED else failed
+
+
+def run(args):
+    """Start, watch, end; returns the exit code."""
+    services, workers, failed = [], [], None
     with cli.Stop() as stop:
         try:
-            while not failed and any(worker.code() is None for worker in workers):
-                time.sleep(0.1)
-                if stop.signal and not asked:
-                    asked = True
-                    for worker in workers:
-                        worker.ask_to_stop()
-                failed = next((process for process in (*workers, *services) if process.code()), None)
+            start(args, services, workers)
+            failed = watch(services, workers, stop)
         except KeyboardInterrupt:  # the second signal
             pass
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it ends in time now
         for process in (*workers, *services):
             process.end()  # after the last worker's end the services end by themselves, as soon
         for process in (*workers, *services):
@@ -149,21 +175,26 @@ def parse_args(parser, argv=None):
         parser.error(f'argument SCRIPT: {args.command[0]} is not a file')
     if args.hosts and not all(host and not host.startswith('-') for host in args.hosts):
         parser.error('argument --hosts: names with commas between them, as a,b')
+    if args.hosts and not shutil.which('ssh'):
+        parser.error('argument --hosts: there is no ssh')
     if args.port and args.port >= 2 ** 16:
         parser.error(f'argument --port: at most {2 ** 16 - 1}, not {args.port}')
-    args.address = args.address or ('127.0.0.1' if not args.hosts else _address_towards(parser, args.hosts[0]))
+    args.address = args.address or ('127.0.0.1' if not args.hosts else _own_address(parser, args.hosts))
     args.port = _free_port(parser, args.address, args.port)
     return args
 
 
-def _address_towards(parser, host):
-    """This host's address on the way to another; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host.rpartition('@')[2], 9))
-        except OSError as error:
-            parser.error(f'argument --hosts: {host}: {error.strerror or error}')
-        return probe.getsockname()[0]
+def _own_address(parser, hosts):
+    """This host's address on the way to the others; nothing is sent."""
+    addresses = []
+    for host in hosts:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((host.rpartition('@')[2], 9))
+            except OSError as error:
+                parser.error(f'argument --hosts: {host}: {error.strerror or error}')
+            addresses.append(probe.getsockname()[0])
+    return next((address for address in addresses if not address.startswith('127.')), addresses[0])
 
 
 def _free_port(parser, address, port):
@@ -178,8 +209,7 @@ def _free_port(parser, address, port):
 
 
 def main(argv=None):
-    args = parse_args(cli.Parser(prog='launch.py', description=__doc__.splitlines()[0]), argv)
-    return supervise(*start(args))
+    return run(parse_args(cli.Parser(prog='launch.py', description=__doc__.splitlines()[0]), argv))
 
 
 if __name__ == '__main__':

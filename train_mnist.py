@@ -25,7 +25,8 @@ from training import MAY_CHANGE, NotFinite, Training, arguments_of
 from workers import Workers, WorkersError
 
 _NUM_GIFS = 10
-_OWN = ('data_dir', 'logdir', 'gpu', 'gpus', 'cpu_contexts')  # arguments in which workers may differ
+_DEVICES = ('gpu', 'gpus', 'cpu_contexts')
+_OWN = ('data_dir', 'logdir', *_DEVICES)  # arguments in which workers may differ
 
 
 def train(training, stream, images, log, folder, stop):
@@ -189,7 +190,7 @@ def parse_args(parser, argv=None):
 def _resumed_args(parser, folder, argv):
     """The arguments of the run in `folder`, checked as a command line is, with the changes that `argv` makes."""
     try:
-        arguments = run_folder.read_config(folder)['arguments']
+        arguments = {'lr_decay': 0., **run_folder.read_config(folder)['arguments']}  # runs older than the flag
     except run_folder.RunError as error:
         parser.error(str(error))
     own = cli.Parser(prog=f'{parser.prog}: {folder}/config.json')
@@ -201,6 +202,9 @@ def _resumed_args(parser, folder, argv):
     flags = [f'--{name}' if value is True else f'--{name}={value}' for name, value in arguments.items()
              if value is not None and value is not False]
     stored = _check(own, own.parse_args(flags))
+    given = {word.partition('=')[0] for word in (sys.argv[1:] if argv is None else argv)}
+    if given & {f'--{name}' for name in _DEVICES}:  # instead of the stored ones, not beside them
+        vars(stored).update({name: known[name] for name in _DEVICES})
     args = _check(parser, parser.parse_args(argv, namespace=argparse.Namespace(**vars(stored))))
     for name, value in vars(args).items():
         if value != getattr(stored, name, value) and name not in (*MAY_CHANGE, 'resume'):
@@ -253,7 +257,9 @@ def _start(args, contexts, workers, folder):
 def _run_in(folder, training, stream, images, config):
     """Train, and finish if nothing stops it; returns the exit code. Without a folder, a worker that writes nothing."""
     log = Log(folder, config['arguments']) if folder else None
-    go_on = f'Go on with: python train_mnist.py --resume {shlex.quote(folder)}' if folder else ''
+    workers = training.workers
+    launcher = f'launch.py -n {workers.size} ' if workers.size > 1 else ''
+    go_on = f'Go on with: python {launcher}train_mnist.py --resume {shlex.quote(folder or "")}'
     try:
         with cli.Stop() as stop:
             train(training, stream, images, log, folder, stop)
@@ -264,11 +270,14 @@ def _run_in(folder, training, stream, images, config):
         finish(training, images, log, folder, config)
         return 0
     except KeyboardInterrupt:
-        print(f'\nStopped. {go_on}')
+        if folder:
+            print(f'\nStopped. {go_on}')
+        workers.abandon(130)
         return 130
     except (NotFinite, OSError) as error:
         what = error if isinstance(error, NotFinite) else ': '.join(filter(None, (error.filename, error.strerror)))
-        print(f'\ntrain_mnist.py: stopped: {what}. {go_on}', file=sys.stderr)
+        if folder:
+            print(f'\ntrain_mnist.py: stopped: {what}. {go_on}', file=sys.stderr)
         return 1
     finally:
         if folder:
@@ -292,7 +301,9 @@ def main(argv=None):
     with workers:
         with cli.one_line(parser, *known):
             code = run(args, contexts, workers, command)
-        workers.leave(code)
+        if code == 1:  # of this worker alone, maybe
+            workers.abandon(code)
+        workers.leave()
     return code
 
 

@@ -203,8 +203,9 @@ class Training:
                 reconstruction, kl = self._loss(canvas, mu, log_sigma, x)
                 parts.append(nd.concat(nd.stack(reconstruction, kl), core.kl_per_step(nd, mu, log_sigma), dim=0))
             values = np.concatenate([part.asnumpy() for part in parts], axis=1)          # (2 + T, part)
-            sums += values[:, rows < n].sum(axis=1, dtype=np.float64)
-        means = self.workers.sum(sums) / n
+            # Of all workers batch by batch: the others must not wait too long for a slow one.
+            sums += self.workers.sum(values[:, rows < n].sum(axis=1, dtype=np.float64))
+        means = sums / n
         self._check_finite(means)
         return means[0], means[1], means[2:]
 

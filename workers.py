@@ -55,14 +55,19 @@ class Workers:
         self._left, self._watchman = threading.Event(), threading.Thread(target=self._watch, daemon=True)
         if kvstore == 'dist_sync':
             self.rank, self.size = _place()
+            if self.size == 1:
+                self.kvstore = 'device'
+        elif os.environ.get('DMLC_ROLE') == 'worker':
+            raise WorkersError(f'started as one of several workers, but with --kvstore {kvstore}: use dist_sync')
 
     def connect(self):
         """Find the others. Raises WorkersError where there is no scheduler."""
-        if self.kvstore != 'dist_sync':
+        if self.size == 1:
             return
         address = os.environ['DMLC_PS_ROOT_URI'], int(os.environ['DMLC_PS_ROOT_PORT'])
         self._heard = time.monotonic()
         _wait_for(address, self._heard + self._timeout)  # MXNet would wait for ever
+        self._heard = time.monotonic()
         self._watchman.start()
         self.kvstore = mx.kv.create('dist_sync')
 
@@ -133,16 +138,19 @@ class Workers:
                     raise WorkersError(f'worker {rank} differs from worker 0: {name} is {other.get(name)!r}, not '
                                        f'{first.get(name)!r}')
 
-    def leave(self, code):
-        """End the common work with this process's exit code; returns when all others have come here too."""
+    def leave(self):
+        """End the common work; returns when all others have come here too."""
         if self.size > 1:
-            if code:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
             self.any(False)
             self._left.set()
             self._watchman.join()  # it holds the KVStore, whose threads MXNet must end before the process does
+
+    def abandon(self, code):
+        """End this process with an exit code, if it is not alone."""
+        if self.size > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
     def __enter__(self):
         return self
@@ -151,7 +159,7 @@ class Workers:
         if kind is not None and self.size > 1:
             if not isinstance(error, SystemExit):
                 traceback.print_exception(kind, error, trace)
-            self.leave(error.code if isinstance(error, SystemExit) else 1)
+            self.abandon(error.code if isinstance(error, SystemExit) else 1)
 
     def _watch(self):
         while not self._left.wait(max(0.1, self._heard + self._timeout - time.monotonic())):
@@ -168,7 +176,8 @@ def _place():
     """(rank, number of workers) from the environment."""
     missing = [name for name in _ENVIRONMENT if not os.environ.get(name)]
     if missing:
-        raise WorkersError(f'--kvstore dist_sync needs {", ".join(missing)} in the environment; launch.py sets them')
+        raise WorkersError(f'--kvstore dist_sync needs {", ".join(missing)} in the environment; launch.py sets '
+                           'them; --kvstore device trains alone')
     for name in _ENVIRONMENT[2:]:
         if not os.environ[name].isdecimal():
             raise WorkersError(f'{name} must be a number, not {os.environ[name]!r}')

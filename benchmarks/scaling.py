@@ -60,7 +60,7 @@ def main(argv=None):
         result = measure(args, workers)
         if workers.rank == 0:
             print(json.dumps(result))
-        workers.leave(0)
+        workers.leave()
 
 
 if __name__ == '__main__':

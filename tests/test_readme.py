@@ -30,7 +30,7 @@ def test_flags_are_as_the_help_prints_them(script):
 
 def test_commands_parse(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(launch, '_address_towards', lambda parser, host: '127.0.0.1')  # there are no such hosts
+    monkeypatch.setattr(launch, '_own_address', lambda parser, hosts: '127.0.0.1')  # there are no such hosts
 
     def parse_launch(parser, argv):
         script, *rest = launch.parse_args(parser, argv).command

@@ -216,6 +216,25 @@ def test_signal_stops_all_workers_at_one_step(workplace):
     assert_no_process_is_left()
 
 
+def test_second_signal_ends_all_at_once(workplace):
+    with running(2) as process:
+        os.kill(role('worker', 1), signal.SIGSTOP)  # so that worker 0 cannot stop in peace
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        assert process.wait(timeout=20) == 130
+    assert_no_process_is_left()
+
+
+def test_signal_before_the_first_step(workplace):
+    process = subprocess.Popen(launcher(2, *ARGV, *FOR_EVER, *DIST), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: sum('--guard' in argv for argv in processes().values()) == 4)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and 'Traceback' not in err
+    assert_no_process_is_left()
+
+
 def test_killed_launcher_leaves_nobody(workplace):
     with running(2) as process:
         process.kill()
@@ -316,6 +335,49 @@ def test_worker_that_refuses_ends_all(workplace):
     assert_no_process_is_left()
 
 
+def test_one_worker_is_enough(workplace):
+    done = launched(1, *ARGV, *DIST)
+    assert done.returncode == 0 and 'ended' not in done.stderr, done.stderr
+    assert_close(only_folder('results'), train(logdir='one'))
+    assert_no_process_is_left()
+
+
+def test_workers_share_the_processors(workplace, monkeypatch):
+    """Unless the user has set the number of threads; a service gets one."""
+    Path('show.py').write_text('import os; print("threads", os.environ.get("OMP_NUM_THREADS"))')
+    processors, shown = len(os.sched_getaffinity(0)), []
+    for name, value in (('OMP_NUM_THREADS', None), ('OMP_NUM_THREADS', '7'), ('MXNET_OMP_MAX_THREADS', '3')):
+        environment = {key: text for key, text in os.environ.items() if key != 'OMP_NUM_THREADS'}
+        command = [sys.executable, ROOT / 'launch.py', '-n', '2', 'show.py']
+        done = subprocess.run(command, env={**environment, **({name: value} if value else {})}, text=True,
+                              stdout=subprocess.PIPE, timeout=TIME_OUT)
+        shown.append(done.stdout.split('\n')[:-1])
+    threads = f'threads {max(1, processors // 2)}'
+    assert shown == [[threads, threads], ['threads 7', 'threads 7'], ['threads None', 'threads None']]
+
+
+@pytest.mark.parametrize('stored, argv, expected', [
+    ({'gpus': '0,1'}, ['--cpu_contexts', '1'], (False, None, 1)), ({'gpu': True}, ['--gpus=0,1'], (False, '0,1', 1)),
+    ({'cpu_contexts': 2}, ['--gpu'], (True, None, 1)), ({'cpu_contexts': 2}, [], (False, None, 2))], ids=str)
+def test_resume_on_other_devices(workplace, stored, argv, expected):
+    folder = train(logdir='results')
+    config = run_folder.read_config(folder)
+    config['arguments'].update(stored)
+    run_folder.write_config(folder, config)
+    args = train_mnist.parse_args(cli.Parser(prog='train_mnist.py'), ['--resume', str(folder), *argv])
+    assert (args.gpu, args.gpus, args.cpu_contexts) == expected
+
+
+def test_run_from_before_the_new_arguments(workplace):
+    folder = train('--lr_decay', '0', logdir='results')
+    config = run_folder.read_config(folder)
+    for name in ('lr_decay', 'gpus', 'cpu_contexts', 'kvstore', 'sync_timeout'):
+        del config['arguments'][name]
+    run_folder.write_config(folder, config)
+    assert train_mnist.main(['--resume', str(folder), '-t', '640']) == 0
+    assert_same_parameters(folder, train('--lr_decay', '0', '-t', '640', logdir='whole'), 'last.params')
+
+
 # Arguments
 
 def refusal(capsys, main, *argv):
@@ -342,14 +404,17 @@ def test_bad_options_of_training(workplace, capsys, argv, reason):
 @pytest.mark.parametrize('changes, reason', [
     ({'DMLC_TASK_ID': None}, 'needs DMLC_TASK_ID'), ({'DMLC_TASK_ID': '2'}, 'DMLC_TASK_ID is 2, but with 2 workers'),
     ({'DMLC_NUM_WORKER': 'two'}, "DMLC_NUM_WORKER must be a number, not 'two'"),
+    ({'DMLC_TASK_ID': None, '--kvstore': 'device'}, 'use dist_sync'),
     ({'DMLC_NUM_WORKER': '3'}, '64 images cannot be shared evenly by 3 devices')], ids=str)
 def test_bad_environment(workplace, monkeypatch, capsys, changes, reason):
+    changes = dict(changes)
+    kvstore = changes.pop('--kvstore', 'dist_sync')
     for name, value in {'DMLC_ROLE': 'worker', 'DMLC_PS_ROOT_URI': '127.0.0.1', 'DMLC_PS_ROOT_PORT': '9',
                         'DMLC_NUM_SERVER': '1', 'DMLC_NUM_WORKER': '2', 'DMLC_TASK_ID': '0', **changes}.items():
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert reason in refusal(capsys, train_mnist.main, '--kvstore', 'dist_sync')
+    assert reason in refusal(capsys, train_mnist.main, '--kvstore', kvstore)
 
 
 @pytest.mark.skipif(mx.runtime.Features().is_enabled('CUDA'), reason='this MXNet is built for CUDA')
@@ -378,7 +443,7 @@ def test_port_in_use(workplace, capsys):
 def test_hosts_are_reached_by_ssh(workplace, monkeypatch):
     """With a stand-in for ssh that runs the command here and notes the host."""
     Path('bin').mkdir()
-    Path('bin/ssh').write_text('#!/bin/sh\necho "$3" >> hosts.txt\nexec sh -c "$4"\n')
+    Path('bin/ssh').write_text('#!/bin/sh\necho "$5" >> hosts.txt\nexec sh -c "$6"\n')
     Path('bin/ssh').chmod(0o755)
     monkeypatch.setenv('PATH', f'{Path("bin").resolve()}:{os.environ["PATH"]}')
     monkeypatch.setenv('DMLC_NODE_HOST', '127.0.0.1')

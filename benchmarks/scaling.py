@@ -3,7 +3,8 @@
     python benchmarks/scaling.py --attention -b 128
     python launch.py -n 2 benchmarks/scaling.py --attention -b 128 --kvstore dist_sync
 
-Takes the flags of train_mnist.py. Worker 0 prints one line of JSON.
+Takes the flags of train_mnist.py. Worker 0 prints one line of JSON; the peak memory
+is that of all workers together.
 """
 import json
 import statistics
@@ -20,18 +21,16 @@ import train_mnist
 import training
 from workers import Workers
 
-_WARM_UP = 2
 
-
-def timed(iterations, action):
-    """Median seconds of an action."""
+def median_ms(iterations, action):
+    """Median milliseconds of an action, the first two not counted."""
     seconds = []
-    for _ in range(_WARM_UP + iterations):
+    for _ in range(2 + iterations):
         started = time.perf_counter()
         action()
         nd.waitall()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[_WARM_UP:])
+    return round(1e3 * statistics.median(seconds[2:]), 2)
 
 
 def measure(args, workers):
@@ -41,15 +40,14 @@ def measure(args, workers):
     workers.connect()
     trained = training.Training(net, args, [mx.cpu()], workers)
     x = common.random_images(args)[:trained.part]
-    step = timed(args.iterations, lambda: trained.step(x))
-    exchange = timed(args.iterations, trained._trainer.allreduce_grads)
-    small = timed(args.iterations, lambda: workers.sum(np.zeros(2, dtype=np.float32)))
+    result = common.measure(lambda: trained.step(x), wait=nd.waitall, args=args)
+    exchange = median_ms(args.iterations, trained._trainer.allreduce_grads)
+    small = median_ms(args.iterations, lambda: workers.sum(np.zeros(2, dtype=np.float32)))
     num_weights = sum(parameter.data().size for parameter in net.collect_params().values())
+    peak = workers.sum(np.array([result['peak_memory_mib']], dtype=np.float32))[0]
     return {'workers': workers.size, 'threads': common.num_threads(), 'attention': args.attention,
-            'batch_size': args.batch_size, 'samples_per_s': round(args.batch_size / step, 1),
-            'step_ms': round(1e3 * step, 1),
-            'exchange_ms': round(1e3 * exchange, 1), 'small_sum_ms': round(1e3 * small, 2), 'weights': num_weights,
-            'mbytes_each_way': round(4e-6 * num_weights, 2)}
+            'batch_size': args.batch_size, **result, 'peak_memory_mib': round(float(peak), 1), 'exchange_ms': exchange,
+            'small_sum_ms': small, 'weights': num_weights, 'mbytes_each_way': round(4e-6 * num_weights, 2)}
 
 
 def main(argv=None):

@@ -149,11 +149,17 @@ def compare(args):
                 'jax': [args.peers, 'draw_jax.py']}
     if args.compile:
         programs['torch.compile'] = [args.peers, 'draw_torch.py', '--compile']
+    if args.workers:
+        programs[f'ours, {args.workers} workers'] = [sys.executable, os.path.join('..', 'launch.py'), '-n',
+                                                     str(args.workers), os.path.join(_FOLDER, 'scaling.py'),
+                                                     '--kvstore', 'dist_sync']
     results = {name: [] for name in programs}
     for k in range(args.rounds):
         for name, (python, script, *flags) in programs.items():
+            share = args.workers if script.endswith('launch.py') else 1
+            environment = {**os.environ, 'OMP_NUM_THREADS': str(max(1, common.num_threads() // share))}
             command = [python, os.path.join(_FOLDER, script), *flags, *common.arguments(args)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise PeerError(f'{name} failed with exit code {done.returncode}: {_last_line(done.stderr)}')
             results[name].append(json.loads(_last_line(done.stdout)))
@@ -185,9 +191,12 @@ def parse_args(parser, argv=None):
     group.add_argument('--rounds', type=cli.count, metavar='N', default=3,
                        help='with --peers: runs of each program, in turn')
     group.add_argument('--compile', action='store_true', help='with --peers: torch.compile too (minutes each time)')
+    group.add_argument('--workers', type=cli.count, metavar='N',
+                       help='with --peers: ours also as N workers that share the batch and the processors')
     args = train_mnist.parse_args(parser, argv)
-    if args.compile and not args.peers:
-        parser.error('argument --compile: needs --peers')
+    for name in ('compile', 'workers'):
+        if getattr(args, name) and not args.peers:
+            parser.error(f'argument --{name}: needs --peers')
     if args.gpu and args.peers:
         parser.error('argument --gpu: not with --peers, which run on the CPU')
     return args

@@ -55,7 +55,7 @@ def test_scaling(num_workers):
     weights = sum(int(np.prod(shape)) for shape in common.parameter_shapes(Namespace(**TINY, attention=True)).values())
     assert (result['workers'], result['weights'], result['batch_size']) == (num_workers, weights, TINY['batch_size'])
     assert result['mbytes_each_way'] == pytest.approx(4e-6 * weights, abs=0.01)
-    assert all(0 < result[name] < float('inf') for name in ('samples_per_s', 'step_ms'))
+    assert all(0 < result[name] < float('inf') for name in ('samples_per_s', 'first_step_s', 'peak_memory_mib'))
     assert (result['exchange_ms'] > 0) == (num_workers > 1)
 
 
@@ -78,7 +78,7 @@ def test_memory_steps():
     (['--iterations', '0'], '--iterations'),
     (['--memory_steps', '-1'], '--memory_steps'),
     (['--attention', '--read_size', '5'], '--read_size'),
-    (['--compile'], '--peers'),
+    (['--compile'], '--peers'), (['--workers', '2'], '--peers'),
     (['--gpu', '--peers'], '--gpu'),
     (['--profile', '--peers'], '--profile'),
     (['--peers', 'no_such_python'], 'no_such_python'),
@@ -111,7 +111,8 @@ def test_rounds_alternate_and_take_medians(monkeypatch, capsys):
         return subprocess.CompletedProcess(command, 0, f'text\n{json.dumps(result)}\n', '')
 
     monkeypatch.setattr(throughput.subprocess, 'run', run)
-    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, peers='other'))
+    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, workers=None,
+                                 peers='other'))
     assert order == [(sys.executable, 'throughput.py'), ('other', 'draw_torch.py'), ('other', 'draw_jax.py')] * 3
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result['samples_per_s'] == 20

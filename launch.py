@@ -37,7 +37,7 @@ def guard(share, environment, command):
     Parameters
     ----------
     share : int
-        Processes among which this host's processors are divided, or 0 for one thread.
+        Processes, or contexts of the CPU, among which this host's processors are divided, or 0 for one thread.
     environment : list of str
         NAME=VALUE.
     command : list of str
@@ -117,7 +117,7 @@ def start(args, services, workers):
     for k in range(args.num_servers):
         own = {**environment, 'DMLC_ROLE': 'server'}
         services.append(Process(f'server {k}', hosts[k % len(hosts)], 0, own, _SERVE))
-    share = -(-args.num_workers // len(hosts))
+    share = -(-args.num_workers // len(hosts)) * cli.cpu_contexts(args.command)
     for k in range(args.num_workers):
         own = {**environment, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': k}
         workers.append(Process(f'worker {k}', hosts[k % len(hosts)], share, own, [sys.executable, *args.command]))

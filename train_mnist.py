@@ -136,7 +136,7 @@ def _add_arguments(parser):
     add('--gpu', action='store_true', help='use the first GPU instead of the CPU')
     add('--gpus', type=cli.numbers, metavar='LIST', help='share every batch among these GPUs, as 0,1')
     add('--cpu_contexts', type=cli.count, metavar='N', default=1,
-        help='share every batch among N contexts of the CPU; the processors stay the same')
+        help='share every batch, and the processors, among N contexts of the CPU, which compute at the same time')
     add('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
         help='what adds up the gradients of several devices: the CPU, the devices, or, with workers that launch.py '
              'started, a server; --batch_size is that of all together')
@@ -173,12 +173,19 @@ def _check(parser, args):
             parser.error(f'argument --{name}: at most {limit}, not {getattr(args, name)}')
     if args.gpus and (args.gpu or args.cpu_contexts > 1) or args.gpu and args.cpu_contexts > 1:
         parser.error('only one of --gpu, --gpus and --cpu_contexts can be given')
+    _check_parts(parser, args)
     side = min(args.input_height, args.input_width)
     for name in ('read_size', 'write_size'):
         if args.attention and getattr(args, name) > side:
             parser.error(f'argument --{name}: {getattr(args, name)} is larger than the shorter side of the image '
                          f'({side})')
     return args
+
+
+def _check_parts(parser, args, num_workers=1):
+    parts = num_workers * (len(args.gpus.split(',')) if args.gpus else args.cpu_contexts)
+    if args.batch_size % parts:
+        parser.error(f'argument --batch_size: {args.batch_size} images cannot be shared evenly by {parts} devices')
 
 
 def parse_args(parser, argv=None):
@@ -259,7 +266,9 @@ def _run_in(folder, training, stream, images, config):
     log = Log(folder, config['arguments']) if folder else None
     workers = training.workers
     launcher = f'launch.py -n {workers.size} ' if workers.size > 1 else ''
-    go_on = f'Go on with: python {launcher}train_mnist.py --resume {shlex.quote(folder or "")}'
+    contexts = training.args.cpu_contexts
+    go_on = (f'Go on with: python {launcher}train_mnist.py --resume {shlex.quote(folder or "")}'
+             + (f' --cpu_contexts {contexts}' if contexts > 1 else ''))
     try:
         with cli.Stop() as stop:
             train(training, stream, images, log, folder, stop)
@@ -294,10 +303,8 @@ def main(argv=None):
     known = data.DataError, run_folder.RunError, WorkersError
     with cli.one_line(parser, *known):
         workers = Workers(args.kvstore, args.sync_timeout)
-    contexts = cli.contexts(parser, args.gpus or ('0' if args.gpu else None), args.cpu_contexts)
-    num_parts = workers.size * len(contexts)
-    if args.batch_size % num_parts:
-        parser.error(f'argument --batch_size: {args.batch_size} images cannot be shared evenly by {num_parts} devices')
+    contexts = cli.contexts(parser, args)
+    _check_parts(parser, args, workers.size)
     with workers:
         with cli.one_line(parser, *known):
             code = run(args, contexts, workers, command)

@@ -30,12 +30,12 @@ class PeerError(Exception):
     """A program of the comparison failed; the message is one line for the user."""
 
 
-def make_step(args, ctx):
+def make_step(args, contexts):
     """The network, and a function that makes one training step as train_mnist.py does."""
     mx.random.seed(args.seed)
     net = run_folder.build_net(vars(args))
-    net.initialize(ctx=ctx)
-    trained, x = training.Training(net, args, [ctx]), common.random_images(args)
+    net.initialize(ctx=contexts)
+    trained, x = training.Training(net, args, contexts), common.random_images(args)
 
     def step():
         trained.step(x)
@@ -67,23 +67,25 @@ def multiply_adds(args):
     return 3 * args.batch_size * (per_image + args.num_steps * per_step)
 
 
-def sgemm_gflops(ctx, size=1024, repeats=10):
-    """Rate of float32 matrix products, in 1e9 operations (half of them multiplications) per second: the best seen."""
-    a = nd.ones((size, size), ctx=ctx)
-    seconds = []
+def sgemm_gflops(contexts, size=1024, repeats=10):
+    """Rate of float32 matrix products on all contexts at once, in 1e9 operations (half of them multiplications) per
+    second: the best seen."""
+    factors, seconds = [nd.ones((size, size), ctx=ctx) for ctx in contexts], []
     for _ in range(repeats):
         started = time.perf_counter()
-        nd.dot(a, a).wait_to_read()
+        products = [nd.dot(a, a) for a in factors]
+        for product in products:
+            product.wait_to_read()
         seconds.append(time.perf_counter() - started)
-    return 2e-9 * size ** 3 / min(seconds)
+    return 2e-9 * size ** 3 * len(contexts) / min(seconds)
 
 
-def time_steps(args, ctx):
+def time_steps(args, contexts):
     """Speed and memory, and the share of the time that the matrix products alone would take at the sgemm rate."""
-    gflops = sgemm_gflops(ctx)
-    net, step = make_step(args, ctx)
+    gflops = sgemm_gflops(contexts)
+    net, step = make_step(args, contexts)
     result = common.measure(step, wait=nd.waitall, args=args)
-    gflops = max(gflops, sgemm_gflops(ctx))
+    gflops = max(gflops, sgemm_gflops(contexts))
     floor_share = 2e-9 * multiply_adds(args) / gflops / result['step_s']
     num_parameters = sum(int(np.prod(parameter.shape)) for parameter in net.collect_params().values())
     print(f'sgemm {gflops:.1f} GFLOP/s; the matrix products alone would take {floor_share:.1%} of the time')
@@ -91,10 +93,10 @@ def time_steps(args, ctx):
                                        'floor_share': round(floor_share, 4)})
 
 
-def print_memory(args, ctx):
+def print_memory(args, contexts):
     """Resident memory after 100, 200, 500, 1000, ... steps and after the last."""
     marks = {factor * 10 ** power for power in range(2, 10) for factor in (1, 2, 5)} | {args.memory_steps}
-    _, step = make_step(args, ctx)
+    _, step = make_step(args, contexts)
     memory = {}
     for done in range(1, args.memory_steps + 1):
         step()
@@ -105,10 +107,10 @@ def print_memory(args, ctx):
     print(json.dumps({'memory_mib': memory}))
 
 
-def print_operators(args, ctx, num_rows=15):
+def print_operators(args, contexts, num_rows=15):
     """Time per operator, summed over its calls, on MXNet's engine without bulks of operators."""
     os.environ['MXNET_EXEC_BULK_EXEC_TRAIN'] = '0'  # read by MXNet at the first training step
-    _, step = make_step(args, ctx)
+    _, step = make_step(args, contexts)
     for _ in range(2):
         step()
     nd.waitall()
@@ -149,15 +151,15 @@ def compare(args):
                 'jax': [args.peers, 'draw_jax.py']}
     if args.compile:
         programs['torch.compile'] = [args.peers, 'draw_torch.py', '--compile']
-    if args.workers:
-        programs[f'ours, {args.workers} workers'] = [sys.executable, os.path.join('..', 'launch.py'), '-n',
-                                                     str(args.workers), os.path.join(_FOLDER, 'scaling.py'),
-                                                     '--kvstore', 'dist_sync']
+    threads = common.num_threads() * args.cpu_contexts
+    if args.cpu_contexts > 1:
+        programs = {'ours, 1 context': programs['ours'], **programs}
+        programs['ours'] = [*programs['ours'], '--cpu_contexts', str(args.cpu_contexts)]
     results = {name: [] for name in programs}
     for k in range(args.rounds):
         for name, (python, script, *flags) in programs.items():
-            share = args.workers if script.endswith('launch.py') else 1
-            environment = {**os.environ, 'OMP_NUM_THREADS': str(max(1, common.num_threads() // share))}
+            per_context = common.num_threads() if '--cpu_contexts' in flags else threads
+            environment = {**os.environ, 'OMP_NUM_THREADS': str(per_context)}
             command = [python, os.path.join(_FOLDER, script), *flags, *common.arguments(args)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
@@ -168,10 +170,10 @@ def compare(args):
                       for key in ('samples_per_s', 'first_step_s', 'peak_memory_mib')}
                for name, runs in results.items()}
     ours = medians['ours']['samples_per_s']
-    print(f'{"":14} {"samples/s":>10} {"ours / it":>10} {"first step, s":>14} {"peak MiB":>9}')
+    print(f'{"":15} {"samples/s":>10} {"ours / it":>10} {"first step, s":>14} {"peak MiB":>9}')
     for name, row in medians.items():
         row['ratio'] = round(ours / row['samples_per_s'], 3)
-        print(f'{name:14} {row["samples_per_s"]:10,.1f} {row["ratio"]:10.2f} {row["first_step_s"]:14.2f} '
+        print(f'{name:15} {row["samples_per_s"]:10,.1f} {row["ratio"]:10.2f} {row["first_step_s"]:14.2f} '
               f'{row["peak_memory_mib"]:9,.0f}')
     print(json.dumps({'samples_per_s': ours, 'rounds': args.rounds, 'medians': medians, 'runs': results}))
 
@@ -191,14 +193,11 @@ def parse_args(parser, argv=None):
     group.add_argument('--rounds', type=cli.count, metavar='N', default=3,
                        help='with --peers: runs of each program, in turn')
     group.add_argument('--compile', action='store_true', help='with --peers: torch.compile too (minutes each time)')
-    group.add_argument('--workers', type=cli.count, metavar='N',
-                       help='with --peers: ours also as N workers that share the batch and the processors')
     args = train_mnist.parse_args(parser, argv)
-    for name in ('compile', 'workers'):
-        if getattr(args, name) and not args.peers:
-            parser.error(f'argument --{name}: needs --peers')
-    if args.gpu and args.peers:
-        parser.error('argument --gpu: not with --peers, which run on the CPU')
+    if args.compile and not args.peers:
+        parser.error('argument --compile: needs --peers')
+    if (args.gpu or args.gpus) and args.peers:
+        parser.error('argument --peers: not with --gpu or --gpus; the peers run on the CPU')
     return args
 
 
@@ -208,7 +207,7 @@ def main(argv=None):
     with cli.one_line(parser):
         if args.peers:
             check_peers(parser, args.peers)
-        ctx = cli.context(parser, args.gpu)
+        contexts = cli.contexts(parser, args)
     if args.peers:
         try:
             compare(args)
@@ -217,7 +216,7 @@ def main(argv=None):
             return 1
     else:
         run = print_operators if args.profile else print_memory if args.memory_steps else time_steps
-        run(args, ctx)
+        run(args, contexts)
     return 0
 
 

@@ -35,7 +35,7 @@ def last_json(done):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize('flags', [(), ('--attention',)])
+@pytest.mark.parametrize('flags', [(), ('--attention',), ('--attention', '--cpu_contexts', '3')])
 def test_throughput(flags):
     result = last_json(start('throughput.py', '--iterations', '5', *flags))
     for key in ('samples_per_s', 'first_step_s', 'step_s', 'peak_memory_mib', 'sgemm_gflops'):
@@ -78,7 +78,7 @@ def test_memory_steps():
     (['--iterations', '0'], '--iterations'),
     (['--memory_steps', '-1'], '--memory_steps'),
     (['--attention', '--read_size', '5'], '--read_size'),
-    (['--compile'], '--peers'), (['--workers', '2'], '--peers'),
+    (['--compile'], '--peers'),
     (['--gpu', '--peers'], '--gpu'),
     (['--profile', '--peers'], '--profile'),
     (['--peers', 'no_such_python'], 'no_such_python'),
@@ -111,12 +111,28 @@ def test_rounds_alternate_and_take_medians(monkeypatch, capsys):
         return subprocess.CompletedProcess(command, 0, f'text\n{json.dumps(result)}\n', '')
 
     monkeypatch.setattr(throughput.subprocess, 'run', run)
-    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, workers=None,
+    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, cpu_contexts=1,
                                  peers='other'))
     assert order == [(sys.executable, 'throughput.py'), ('other', 'draw_torch.py'), ('other', 'draw_jax.py')] * 3
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result['samples_per_s'] == 20
     assert {name: row['ratio'] for name, row in result['medians'].items()} == {'ours': 1, 'torch': 4, 'jax': 1}
+
+
+def test_contexts_have_as_many_threads_together_as_a_peer(monkeypatch, capsys):
+    started = []
+
+    def run(command, env, **_):
+        started.append((Path(command[1]).name, '--cpu_contexts' in command, env['OMP_NUM_THREADS']))
+        result = {'samples_per_s': 1, 'first_step_s': 1, 'peak_memory_mib': 1}
+        return subprocess.CompletedProcess(command, 0, json.dumps(result), '')
+
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    monkeypatch.setattr(throughput.subprocess, 'run', run)
+    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=1, compile=False, cpu_contexts=3,
+                                 peers='other'))
+    assert started == [('throughput.py', False, '6'), ('throughput.py', True, '2'), ('draw_torch.py', False, '6'),
+                       ('draw_jax.py', False, '6')]
 
 
 def test_a_failing_peer_is_reported(monkeypatch, capsys):

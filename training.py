@@ -8,19 +8,12 @@ from mxnet import autograd, gluon, nd
 import core
 import data
 import run_folder
+from arguments import MAY_CHANGE, arguments_of
 from log import rewind
 from workers import Workers
 
 _VALIDATION_SEED = 0  # of the noise in validation bounds, so that moments and runs compare
-# What a resumed run may change; all else decides what the run is.
-MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
-              'gpu', 'gpus', 'cpu_contexts', 'kvstore', 'sync_timeout')
 _PROGRESS = ('samples_seen', 'num_updates', 'best_bound', 'seconds')  # what a checkpoint says of it
-
-
-def arguments_of(args):
-    """What config.json keeps of the arguments."""
-    return {name: value for name, value in vars(args).items() if name != 'resume'}
 
 
 class NotFinite(Exception):

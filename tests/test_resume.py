@@ -18,7 +18,7 @@ from mxnet import gluon, nd
 import run_folder
 import sample
 import train_mnist
-from training import MAY_CHANGE
+from arguments import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 300

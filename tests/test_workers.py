@@ -130,8 +130,9 @@ def role(name, rank=None):
 @pytest.mark.parametrize('attention', [[], ['--attention']], ids=['plain', 'attention'])
 def test_two_cpu_contexts_train_as_one(workplace, attention, kvstore):
     one = train(*attention, logdir='one')
-    two = train(*attention, '--cpu_contexts', '2', '--kvstore', kvstore, logdir='two')
+    two, again = (train(*attention, '--cpu_contexts', '2', '--kvstore', kvstore, logdir=name) for name in ('two', '2'))
     assert_close(two, one)
+    assert (two / 'last.params').read_bytes() == (again / 'last.params').read_bytes()
 
 
 @pytest.mark.parametrize('num_workers, more', [(2, ['--attention']), (4, []), (2, ['--cpu_contexts', '2'])], ids=str)

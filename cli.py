@@ -23,8 +23,9 @@ if not {'OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'} & os.environ.keys():
 # with more threads than processors every wait of OpenMP goes to sleep, and training takes twice as long from then on.
 os.environ.setdefault('MXNET_CPU_PARALLEL_SIZE', str(2 ** 31 - 1))
 # Operators take turns at this many pieces of scratch memory, and two with the same piece wait for each other. With the
-# usual 4, all contexts of the CPU compute one after the other.
-os.environ.setdefault('MXNET_CPU_TEMP_COPY', '4096')
+# usual 4, all contexts of the CPU compute one after the other; more cost memory (53 MiB at the default sizes).
+if cpu_contexts(sys.argv) > 1:
+    os.environ.setdefault('MXNET_CPU_TEMP_COPY', '4096')
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -11,15 +11,13 @@ import statistics
 import time
 
 import common  # isort: skip  (makes the project importable, and sets the number of threads before mxnet is imported)
-import mxnet as mx
 import numpy as np
+import throughput
 from mxnet import nd
 
 import cli
-import run_folder
 import train_mnist
-import training
-from workers import Workers
+from workers import Workers, WorkersError
 
 
 def median_ms(iterations, action):
@@ -33,17 +31,14 @@ def median_ms(iterations, action):
     return round(1e3 * statistics.median(seconds[2:]), 2)
 
 
-def measure(args, workers):
-    mx.random.seed(args.seed)
-    net = run_folder.build_net(vars(args))
-    net.initialize()
+def measure(args, contexts, workers):
     workers.connect()
-    trained = training.Training(net, args, [mx.cpu()], workers)
+    trained = throughput.make_training(args, contexts, workers)
     x = common.random_images(args)[:trained.part]
     result = common.measure(lambda: trained.step(x), wait=nd.waitall, args=args)
     exchange = median_ms(args.iterations, trained._trainer.allreduce_grads)
     small = median_ms(args.iterations, lambda: workers.sum(np.zeros(2, dtype=np.float32)))
-    num_weights = sum(parameter.data().size for parameter in net.collect_params().values())
+    num_weights = sum(int(np.prod(parameter.shape)) for parameter in trained.net.collect_params().values())
     peak = workers.sum(np.array([result['peak_memory_mib']], dtype=np.float32))[0]
     return {'workers': workers.size, 'threads': common.num_threads(), 'attention': args.attention,
             'batch_size': args.batch_size, **result, 'peak_memory_mib': round(float(peak), 1), 'exchange_ms': exchange,
@@ -54,8 +49,13 @@ def main(argv=None):
     parser = cli.Parser(prog='scaling.py', description=__doc__.splitlines()[0])
     common.add_iterations(parser)
     args = train_mnist.parse_args(parser, argv)
-    with Workers(args.kvstore, args.sync_timeout) as workers:
-        result = measure(args, workers)
+    with cli.one_line(parser, WorkersError):
+        workers = Workers(args.kvstore, args.sync_timeout)
+    contexts = cli.contexts(parser, args)
+    train_mnist.check_parts(parser, args, workers.size)
+    with workers:
+        with cli.one_line(parser, WorkersError):
+            result = measure(args, contexts, workers)
         if workers.rank == 0:
             print(json.dumps(result))
         workers.leave()

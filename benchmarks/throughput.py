@@ -30,19 +30,24 @@ class PeerError(Exception):
     """A program of the comparison failed; the message is one line for the user."""
 
 
-def make_step(args, contexts):
-    """The network, and a function that makes one training step as train_mnist.py does."""
+def make_training(args, contexts, workers=None):
+    """A new Training on these contexts, as train_mnist.py makes it."""
     mx.random.seed(args.seed)
     net = run_folder.build_net(vars(args))
     net.initialize(ctx=contexts)
-    trained, x = training.Training(net, args, contexts), common.random_images(args)
+    return training.Training(net, args, contexts, workers)
+
+
+def make_step(args, contexts):
+    """The network, and a function that makes one training step as train_mnist.py does."""
+    trained, x = make_training(args, contexts), common.random_images(args)
 
     def step():
         trained.step(x)
         if trained.seen % args.log_freq < args.batch_size:  # as train_mnist.py reads them
             trained.means()
 
-    return net, step
+    return trained.net, step
 
 
 def multiply_adds(args):

@@ -5,14 +5,16 @@
 """
 import os
 
-import cli  # isort: skip  (sets up threads before mxnet is imported)
+from system import cli, devices
+
 import numpy as np
 from mxnet import nd
 from tqdm import tqdm
 
 import core
-import data
-import run_folder
+from dataset import mnist, stream
+from dataset.noise import noise
+from runs import storage
 
 
 def log_weight(reconstruction, mu, log_sigma, eps):
@@ -72,7 +74,7 @@ def bounds(net, arguments, images, seed, ctx, num_draws=1, batch_size=100):
             rows, count = rows % n, int((rows < n).sum())  # filled up with images that do not count: one graph for all
             x = nd.array(images[rows], ctx=ctx)
             for k in range(num_draws):
-                eps = data.noise(seed, f'evaluation {k}', first, batch_size, arguments)
+                eps = noise(seed, f'evaluation {k}', first, batch_size, arguments)
                 canvas, mu, log_sigma = net(x, nd.array(eps, ctx=ctx))
                 reconstruction, kl = (part.asnumpy().astype(np.float64) for part in loss(canvas, mu, log_sigma, x))
                 weight = log_weight(reconstruction, mu.asnumpy(), log_sigma.asnumpy(), eps)
@@ -101,7 +103,7 @@ def summary(per_image, num_draws):
 def parse_args(parser, argv=None):
     add = parser.add_argument
     add('run_dir', metavar='RUN_DIR', help='folder of a run: results/<run id>')
-    add('--split', choices=data.SPLITS, default='test', help='images to evaluate on')
+    add('--split', choices=stream.SPLITS, default='test', help='images to evaluate on')
     add('--num_importance_samples', '-k', type=cli.count, metavar='K',
         help='also the importance-weighted bound with K draws of z per image, and the bound as their mean')
     add('--num_images', '-n', type=cli.count, metavar='N', help='the first N images of the split instead of all')
@@ -114,17 +116,17 @@ def parse_args(parser, argv=None):
 
 def run(args, ctx):
     """Evaluate, print, and write evaluation.json in the run's folder."""
-    net, config, path = run_folder.load_net(args.run_dir, ctx)
-    run_folder.check_writable(args.run_dir)
+    net, config, path = storage.load_net(args.run_dir, ctx)
+    storage.check_writable(args.run_dir)
     arguments = config['arguments']
     shape = arguments['input_height'], arguments['input_width']
-    split = data.load(arguments['dataset'], args.data_dir or arguments['data_dir'], shape)[args.split]
-    images = data.evaluation_images(split, arguments['binarization'])[:args.num_images]
+    split = stream.load(arguments['dataset'], args.data_dir or arguments['data_dir'], shape)[args.split]
+    images = stream.evaluation_images(split, arguments['binarization'])[:args.num_images]
     num_draws = args.num_importance_samples
     per_image = bounds(net, arguments, images, args.seed, ctx, num_draws or 1, args.batch_size)
     result = {**summary(per_image, num_draws), 'split': args.split, 'dataset': arguments['dataset'],
               'binarization': arguments['binarization'], 'seed': args.seed, 'parameters': os.path.basename(path)}
-    run_folder.write_json(args.run_dir, 'evaluation.json', result)
+    storage.write_json(args.run_dir, 'evaluation.json', result)
     print(report(result, path))
 
 
@@ -147,8 +149,8 @@ def report(result, path):
 def main(argv=None):
     parser = cli.Parser(prog='evaluate.py', description=__doc__.splitlines()[0])
     args = parse_args(parser, argv)
-    with cli.one_line(parser, run_folder.RunError, data.DataError):
-        run(args, cli.context(parser, args.gpu))
+    with cli.one_line(parser, storage.RunError, mnist.DataError):
+        run(args, devices.context(parser, args.gpu))
 
 
 if __name__ == '__main__':

@@ -11,23 +11,23 @@ import sys
 import time
 import zlib
 
-import cli  # isort: skip  (sets up threads before mxnet is imported)
+from system import cli, devices, files
+
 import mxnet as mx
 from tqdm import tqdm
 
-import data
-import files
-import run_folder
-import sample
-from arguments import OWN, arguments_of, check_parts, parse_args
-from log import Log
-from training import NotFinite, Training
-from workers import Workers, WorkersError
+from dataset import mnist, stream
+from distributed.workers import Workers, WorkersError
+from pictures import paint
+from runs import storage
+from runs.arguments import OWN, arguments_of, check_parts, parse_args
+from runs.log import Log
+from runs.training import NotFinite, Training
 
 _NUM_GIFS = 10
 
 
-def train(training, stream, images, log, folder, stop):
+def train(training, batches, images, log, folder, stop):
     """Train until args.num_train_samples are seen or a worker's `stop` has a signal.
 
     Worker 0 writes last.params and, if it is, best.params in `folder` at every validation, and checkpoint.params when
@@ -36,7 +36,7 @@ def train(training, stream, images, log, folder, stop):
     Parameters
     ----------
     training : Training
-    stream : data.TrainingStream
+    batches : stream.TrainingStream
     images : numpy.ndarray
         Validation images, (n, height * width); the first args.num_val_samples are used.
     log : Log or None
@@ -58,7 +58,7 @@ def train(training, stream, images, log, folder, stop):
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
     with tqdm(total=total, initial=training.seen, unit=' samples', smoothing=0.1, disable=log is None) as bar:
         while training.seen < args.num_train_samples and not stopping:
-            training.step(stream.batch(*training.next_images()))
+            training.step(batches.batch(*training.next_images()))
             # Asked once, so that a signal that comes later gets a step of its own; all workers stop at the same step.
             stopping = training.workers.any(stop.signal is not None)
             if not any(map(due, (args.log_freq, args.val_freq, checkpoint_freq))):
@@ -88,12 +88,12 @@ def _validate(training, images, log, folder):
         log.pictures(training.net, images, training.seen, training.contexts[0])
         log.gradients(training.net, training.seen)
         log.flush()
-        run_folder.save_params(folder, 'last', training.net)
+        storage.save_params(folder, 'last', training.net)
         tqdm.write(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
     if bound < training.best_bound:
         training.best_bound = bound
         if log:
-            run_folder.save_params(folder, 'best', training.net)
+            storage.save_params(folder, 'best', training.net)
 
 
 def finish(training, images, log, folder, config):
@@ -107,8 +107,8 @@ def finish(training, images, log, folder, config):
     config['validation'] = {'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl,
                             'num_images': len(images), 'unit': 'nats', 'parameters': 'best.params'}
     arguments = config['arguments']
-    paintings = sample.paint(training.net, arguments, seed=0, ctx=training.contexts[0], num_samples=_NUM_GIFS)
-    sample.write_gifs(paintings, arguments, output_dir=folder, prefix='sample', scale=sample.SCALE)
+    paintings = paint.paint(training.net, arguments, seed=0, ctx=training.contexts[0], num_samples=_NUM_GIFS)
+    paint.write_gifs(paintings, arguments, output_dir=folder, prefix='sample', scale=paint.SCALE)
     print(f'Negative variational bound of best.params on all {len(images):,} validation images: '
           f'{reconstruction + kl:.2f} nats (reconstruction {reconstruction:.2f}, KL {kl:.2f}).\n'
           f'{_NUM_GIFS} samples: {folder}/sample_0.gif ... sample_{_NUM_GIFS - 1}.gif')
@@ -118,35 +118,35 @@ def run(args, contexts, workers, command):
     """One training run from the data to the GIFs, or the rest of one; returns its exit code."""
     leads = workers.rank == 0
     if leads and not args.resume:
-        run_folder.check_writable(args.logdir)
-    splits = data.load(args.dataset, args.data_dir, (args.input_height, args.input_width))
-    stream = data.TrainingStream(splits['train'], args.binarization, args.seed)
-    images = data.evaluation_images(splits['validation'], args.binarization)
+        storage.check_writable(args.logdir)
+    splits = stream.load(args.dataset, args.data_dir, (args.input_height, args.input_width))
+    batches = stream.TrainingStream(splits['train'], args.binarization, args.seed)
+    images = stream.evaluation_images(splits['validation'], args.binarization)
     workers.connect()
     common = {name: value for name, value in arguments_of(args).items() if name not in OWN}
-    workers.agree({**common, **run_folder.versions(), 'training images (CRC-32)': zlib.crc32(splits['train'])})
+    workers.agree({**common, **storage.versions(), 'training images (CRC-32)': zlib.crc32(splits['train'])})
     if not leads:
-        return _run_in(None, _start(args, contexts, workers, None), stream, images, None)
+        return _run_in(None, _start(args, contexts, workers, None), batches, images, None)
     folder = args.resume
     if not folder:
         name = 'attention' if args.attention else 'no_attention'
-        folder = run_folder.create(args.logdir, name, {'arguments': arguments_of(args), 'command': command,
-                                                       'versions': run_folder.versions()})
-    with run_folder.lock(folder):
-        config = run_folder.read_config(folder)
+        folder = storage.create(args.logdir, name, {'arguments': arguments_of(args), 'command': command,
+                                                       'versions': storage.versions()})
+    with storage.lock(folder):
+        config = storage.read_config(folder)
         training = _start(args, contexts, workers, folder)
         if args.resume:
             config.setdefault('resumed', []).append({'command': command, 'samples_seen': training.seen})
             config['arguments'] = arguments_of(args)
-            run_folder.write_config(folder, config)
+            storage.write_config(folder, config)
         print(f'Run folder: {folder}' + (f', from {training.seen:,} training samples on' if args.resume else ''))
-        return _run_in(folder, training, stream, images, config)
+        return _run_in(folder, training, batches, images, config)
 
 
 def _start(args, contexts, workers, folder):
     """A new Training, or the one that `folder` (worker 0's, None at the others) holds a checkpoint of."""
     mx.random.seed(args.seed)
-    net = run_folder.build_net(vars(args))
+    net = storage.build_net(vars(args))
     net.initialize(ctx=contexts)
     training = Training(net, args, contexts, workers)
     if args.resume:
@@ -156,17 +156,17 @@ def _start(args, contexts, workers, folder):
     return training
 
 
-def _run_in(folder, training, stream, images, config):
+def _run_in(folder, training, batches, images, config):
     """Train, and finish if nothing stops it; returns the exit code. Without a folder, a worker that writes nothing."""
     log = Log(folder, config['arguments']) if folder else None
     workers = training.workers
-    launcher = f'launch.py -n {workers.size} ' if workers.size > 1 else ''
+    launcher = f'-m distributed.launch -n {workers.size} ' if workers.size > 1 else ''
     contexts = training.args.cpu_contexts
     go_on = (f'Go on with: python {launcher}train_mnist.py --resume {shlex.quote(folder or "")}'
              + (f' --cpu_contexts {contexts}' if contexts > 1 else ''))
     try:
         with cli.Stop() as stop:
-            train(training, stream, images, log, folder, stop)
+            train(training, batches, images, log, folder, stop)
         if training.seen < training.args.num_train_samples:
             if folder:
                 print(f'\nStopped after {training.seen:,} training samples. {go_on}')
@@ -188,17 +188,17 @@ def _run_in(folder, training, stream, images, config):
             log.close()
             config.update(samples_seen=training.seen, seconds=round(training.seconds))
             with contextlib.suppress(OSError):  # a full disk, which was told
-                run_folder.write_config(folder, config)
+                storage.write_config(folder, config)
 
 
 def main(argv=None):
     parser = cli.Parser(prog='train_mnist.py', description=__doc__.splitlines()[0])
     args = parse_args(parser, argv)
     command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
-    known = data.DataError, run_folder.RunError, WorkersError
+    known = mnist.DataError, storage.RunError, WorkersError
     with cli.one_line(parser, *known):
         workers = Workers(args.kvstore, args.sync_timeout)
-    contexts = cli.contexts(parser, args)
+    contexts = devices.contexts(parser, args)
     check_parts(parser, args, workers.size)
     with workers:
         with cli.one_line(parser, *known):

@@ -1,6 +1,6 @@
 """Make the README's pictures and a compact model folder from a run.
 
-    python assets/make.py RUN_DIR NAME
+    python -m assets.make RUN_DIR NAME
 
 Writes beside this file: NAME/ (config.json and best.params in half precision, which sample.py and evaluate.py take),
 and of that very model NAME_0.gif ... NAME_9.gif (the first ten samples of seed 0), NAME_reconstructions.png (the first
@@ -12,35 +12,33 @@ import shlex
 import struct
 import sys
 
+from system import cli
+
+import mxnet as mx
+import numpy as np
+from mxboard.proto.event_pb2 import Event
+from PIL import Image, ImageDraw, ImageFont
+
+from dataset import stream
+from pictures import paint, render
+from runs import arguments, storage
+
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(FOLDER))
-import cli  # isort: skip  # noqa: E402  (sets up threads before mxnet is imported)
-import mxnet as mx  # noqa: E402
-import numpy as np  # noqa: E402
-from mxboard.proto.event_pb2 import Event  # noqa: E402
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
-
-import data  # noqa: E402
-import render  # noqa: E402
-import run_folder  # noqa: E402
-import sample  # noqa: E402
-import train_mnist  # noqa: E402
-
 _NUM_SAMPLES, _NUM_IMAGES, _SCALE, _GAP = 10, 4, 4, 4
 _STEPS = (1, 8, 20, 40, 63, 64)  # of a reconstruction; the original stands at the right
 
 
 def compact_model(run_dir, folder):
     """The run's best parameters in half precision, with its config.json."""
-    net, config, _ = run_folder.load_net(run_dir, mx.cpu())
+    net, config, _ = storage.load_net(run_dir, mx.cpu())
     os.makedirs(folder, exist_ok=True)
-    run_folder.save_params(folder, 'best', net, dtype='float16')
-    run_folder.write_config(folder, without_paths(config))
+    storage.save_params(folder, 'best', net, dtype='float16')
+    storage.write_config(folder, without_paths(config))
 
 
 def without_paths(config):
     """The same with the default folders: where the data and the run were on one machine is nobody else's."""
-    defaults = train_mnist.parse_args(cli.Parser(), [])
+    defaults = arguments.parse_args(cli.Parser(), [])
     folders = {'data_dir': defaults.data_dir, 'logdir': defaults.logdir}
     config = {**config, 'arguments': {**config['arguments'], **folders}, 'command': shorter(config['command'])}
     if 'resumed' in config:
@@ -62,10 +60,10 @@ def shorter(command):
 def reconstructions(net, arguments):
     """Rows of canvases with their windows, and the original."""
     shape = arguments['input_height'], arguments['input_width']
-    test = data.load(arguments['dataset'], arguments['data_dir'], shape)['test'][:_NUM_IMAGES]
-    images = data.evaluation_images(test, arguments['binarization'])
+    test = stream.load(arguments['dataset'], arguments['data_dir'], shape)['test'][:_NUM_IMAGES]
+    images = stream.evaluation_images(test, arguments['binarization'])
     rows = []
-    for image, painting in zip(images, sample.paint(net, arguments, seed=0, ctx=mx.cpu(), images=images)):
+    for image, painting in zip(images, paint.paint(net, arguments, seed=0, ctx=mx.cpu(), images=images)):
         boxes = [(render.READ_COLOUR, arguments['read_size'], painting['read_windows']),
                  (render.WRITE_COLOUR, arguments['write_size'], painting['write_windows'])]
         boxes = [box for box in boxes if box[2] is not None]
@@ -118,10 +116,10 @@ def kl_figure(seen, table, width=640, height=256, left=56, bottom=40, top=24):
 def main(run_dir, name):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
-    net, _, _ = run_folder.load_net(folder, mx.cpu())
-    arguments = run_folder.read_config(run_dir)['arguments']  # they know where the data is
-    paintings = sample.paint(net, arguments, seed=0, ctx=mx.cpu(), num_samples=_NUM_SAMPLES)
-    sample.write_gifs(paintings, arguments, output_dir=FOLDER, prefix=name, scale=sample.SCALE)
+    net, _, _ = storage.load_net(folder, mx.cpu())
+    arguments = storage.read_config(run_dir)['arguments']  # they know where the data is
+    paintings = paint.paint(net, arguments, seed=0, ctx=mx.cpu(), num_samples=_NUM_SAMPLES)
+    paint.write_gifs(paintings, arguments, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
     render.save_png(f'{folder}_reconstructions.png', reconstructions(net, arguments))
     render.save_png(f'{folder}_kl.png', kl_figure(*kl_table(run_dir)))
 

@@ -1,13 +1,10 @@
 """What the three programs of the benchmark share, so that they do the same work on one clock. Needs no framework."""
+import argparse
 import json
 import os
-import sys
 import time
 
 import numpy as np
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import cli  # isort: skip  # noqa: E402
 
 # The flags that decide how much work a step is, with the defaults of train_mnist.py.
 SIZES = {'batch_size': 64, 'input_height': 28, 'input_width': 28, 'num_steps': 64, 'num_recurrent_units': 256,
@@ -16,15 +13,15 @@ _STEPS_PER_BLOCK = 4
 
 
 def add_iterations(parser):
-    parser.add_argument('--iterations', type=cli.count, metavar='N', default=20,
+    parser.add_argument('--iterations', type=int, metavar='N', default=20,
                         help=f'timed steps, in blocks of up to {_STEPS_PER_BLOCK}')
 
 
 def parse_peer_args(prog, doc, argv=None, compiles=False):
-    parser = cli.Parser(prog=prog, description=doc)
+    parser = argparse.ArgumentParser(prog=prog, description=doc)
     parser.add_argument('--attention', action='store_true', help='read and write with selective attention')
     for name, default in SIZES.items():
-        parser.add_argument(f'--{name}', type=cli.count, metavar='N', default=default, help='as in train_mnist.py')
+        parser.add_argument(f'--{name}', type=int, metavar='N', default=default, help='as in train_mnist.py')
     add_iterations(parser)
     parser.add_argument('--agreement', metavar='FILE', help='for the tests: the loss and gradients at FILE.npz')
     if compiles:

@@ -5,9 +5,10 @@ Prints one JSON line with the median samples per second.
 """
 import os
 
-import common
 import jax
 import jax.numpy as jnp
+
+import common
 
 INITIAL = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
 

@@ -3,9 +3,10 @@
 One step = fresh noise, forward, KL + BCE in nats, backward and an Adam update, on random binary images.
 Prints one JSON line with the median samples per second.
 """
-import common
 import torch
 from torch.nn import functional as F
+
+import common
 
 INITIAL = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
 

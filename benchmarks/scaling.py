@@ -1,7 +1,7 @@
 """Time synchronous training steps of one worker or several, and their exchange of gradients alone.
 
-    python benchmarks/scaling.py --attention -b 128
-    python launch.py -n 2 benchmarks/scaling.py --attention -b 128 --kvstore dist_sync
+    python -m benchmarks.scaling --attention -b 128
+    python -m distributed.launch -n 2 -m benchmarks.scaling --attention -b 128 --kvstore dist_sync
 
 Takes the flags of train_mnist.py. Worker 0 prints one line of JSON; the peak memory
 is that of all workers together.
@@ -10,14 +10,14 @@ import json
 import statistics
 import time
 
-import common  # isort: skip  (makes the project importable, and sets the number of threads before mxnet is imported)
+from system import cli, devices
+
 import numpy as np
-import throughput
 from mxnet import nd
 
-import cli
-import train_mnist
-from workers import Workers, WorkersError
+from benchmarks import common, throughput
+from distributed.workers import Workers, WorkersError
+from runs import arguments
 
 
 def median_ms(iterations, action):
@@ -48,11 +48,11 @@ def measure(args, contexts, workers):
 def main(argv=None):
     parser = cli.Parser(prog='scaling.py', description=__doc__.splitlines()[0])
     common.add_iterations(parser)
-    args = train_mnist.parse_args(parser, argv)
+    args = arguments.parse_args(parser, argv)
     with cli.one_line(parser, WorkersError):
         workers = Workers(args.kvstore, args.sync_timeout)
-    contexts = cli.contexts(parser, args)
-    train_mnist.check_parts(parser, args, workers.size)
+    contexts = devices.contexts(parser, args)
+    arguments.check_parts(parser, args, workers.size)
     with workers:
         with cli.one_line(parser, WorkersError):
             result = measure(args, contexts, workers)

@@ -1,7 +1,7 @@
 """Time this project's training step (training.Training.step) on random binary images.
 
-    python benchmarks/throughput.py --attention
-    python benchmarks/throughput.py --attention --peers OTHER_ENVIRONMENT/bin/python
+    python -m benchmarks.throughput --attention
+    python -m benchmarks.throughput --attention --peers OTHER_ENVIRONMENT/bin/python
 
 Takes the flags of train_mnist.py; those for data, files and optimization do not change what is timed. The last line
 of the output is JSON.
@@ -13,15 +13,14 @@ import sys
 import tempfile
 import time
 
-import common  # isort: skip  (makes the project importable, and sets the number of threads before mxnet is imported)
+from system import cli, devices
+
 import mxnet as mx
 import numpy as np
 from mxnet import nd
 
-import cli
-import run_folder
-import train_mnist
-import training
+from benchmarks import common
+from runs import arguments, storage, training
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -33,7 +32,7 @@ class PeerError(Exception):
 def make_training(args, contexts, workers=None):
     """A new Training on these contexts, as train_mnist.py makes it."""
     mx.random.seed(args.seed)
-    net = run_folder.build_net(vars(args))
+    net = storage.build_net(vars(args))
     net.initialize(ctx=contexts)
     return training.Training(net, args, contexts, workers)
 
@@ -152,21 +151,22 @@ def check_peers(parser, python):
 
 def compare(args):
     """Run ours and the peers in turn, each in a fresh process, and print medians over the rounds and ratios."""
-    programs = {'ours': [sys.executable, 'throughput.py'], 'torch': [args.peers, 'draw_torch.py'],
-                'jax': [args.peers, 'draw_jax.py']}
+    programs = {'ours': [sys.executable, '-m', 'benchmarks.throughput'],
+                'torch': [args.peers, f'{_FOLDER}/draw_torch.py'],
+                'jax': [args.peers, f'{_FOLDER}/draw_jax.py']}
     if args.compile:
-        programs['torch.compile'] = [args.peers, 'draw_torch.py', '--compile']
+        programs['torch.compile'] = [*programs['torch'], '--compile']
     threads = common.num_threads() * args.cpu_contexts
     if args.cpu_contexts > 1:
         programs = {'ours, 1 context': programs['ours'], **programs}
         programs['ours'] = [*programs['ours'], '--cpu_contexts', str(args.cpu_contexts)]
     results = {name: [] for name in programs}
     for k in range(args.rounds):
-        for name, (python, script, *flags) in programs.items():
-            per_context = common.num_threads() if '--cpu_contexts' in flags else threads
+        for name, program in programs.items():
+            per_context = common.num_threads() if '--cpu_contexts' in program else threads
             environment = {**os.environ, 'OMP_NUM_THREADS': str(per_context)}
-            command = [python, os.path.join(_FOLDER, script), *flags, *common.arguments(args)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            done = subprocess.run([*program, *common.arguments(args)], env=environment, cwd=os.path.dirname(_FOLDER),
+                                  capture_output=True, text=True)
             if done.returncode:
                 raise PeerError(f'{name} failed with exit code {done.returncode}: {_last_line(done.stderr)}')
             results[name].append(json.loads(_last_line(done.stdout)))
@@ -198,7 +198,7 @@ def parse_args(parser, argv=None):
     group.add_argument('--rounds', type=cli.count, metavar='N', default=3,
                        help='with --peers: runs of each program, in turn')
     group.add_argument('--compile', action='store_true', help='with --peers: torch.compile too (minutes each time)')
-    args = train_mnist.parse_args(parser, argv)
+    args = arguments.parse_args(parser, argv)
     if args.compile and not args.peers:
         parser.error('argument --compile: needs --peers')
     if (args.gpu or args.gpus) and args.peers:
@@ -212,7 +212,7 @@ def main(argv=None):
     with cli.one_line(parser):
         if args.peers:
             check_peers(parser, args.peers)
-        contexts = cli.contexts(parser, args)
+        contexts = devices.contexts(parser, args)
     if args.peers:
         try:
             compare(args)

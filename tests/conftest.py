@@ -8,7 +8,9 @@ import pytest
 from idx import write_mnist
 
 os.environ['OMP_NUM_THREADS'] = '1'  # read once, when mxnet is imported; subprocesses inherit it
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+os.environ['PYTHONPATH'] = ROOT  # for `python -m` in subprocesses
+sys.path.insert(0, ROOT)
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import cli  # noqa: F401, I001  (before mxnet)
+from system import cli  # noqa: F401, I001  (before mxnet)
 import numpy as np
-import run_folder
+from runs import storage
 import train_mnist
 
 BATCH, CHECKPOINT = 8, 16
@@ -57,8 +57,8 @@ def seen_in_checkpoint(folder):
     path = os.path.join(folder, 'checkpoint.params')
     if not os.path.exists(path):
         return 0
-    net = run_folder.build_net(run_folder.read_config(folder)['arguments'])
-    return run_folder.load_checkpoint(folder, net, num_groups=3)[1]['samples_seen']
+    net = storage.build_net(storage.read_config(folder)['arguments'])
+    return storage.load_checkpoint(folder, net, num_groups=3)[1]['samples_seen']
 
 
 def main(folder, kills):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run_folder
 import sample
 import train_mnist
 from idx import write_mnist
+from runs import storage
 
 ASSETS = Path(__file__).resolve().parent.parent / 'assets'
 T = 4
@@ -43,7 +43,7 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
     assert sorted(os.listdir(made)) == sorted(['model', 'model_kl.png', 'model_reconstructions.png',
                                                *(f'model_{i}.gif' for i in range(10))])
     assert sorted(os.listdir(made / 'model')) == ['best.params', 'config.json']
-    config, original = (run_folder.read_config(folder) for folder in (made / 'model', run))
+    config, original = (storage.read_config(folder) for folder in (made / 'model', run))
     assert str(tmp_path) not in (made / 'model' / 'config.json').read_text()
     assert config['command'] == ' '.join(['train_mnist.py', *argv[:-4]])
     assert config['arguments'] == {**original['arguments'], 'data_dir': 'data', 'logdir': 'results'}
@@ -61,13 +61,13 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
 
 def run_kl(run):
     """The KL of the last validation, computed again from last.params."""
-    net = run_folder.build_net(run_folder.read_config(run)['arguments'])
+    net = storage.build_net(storage.read_config(run)['arguments'])
     net.initialize()
-    run_folder.load_params(run, 'last', net)
-    arguments = run_folder.read_config(run)['arguments']
+    storage.load_params(run, 'last', net)
+    arguments = storage.read_config(run)['arguments']
     args = train_mnist.parse_args(train_mnist.cli.Parser(), ['--resume', str(run)])
-    images = train_mnist.data.evaluation_images(
-        train_mnist.data.load('mnist', arguments['data_dir'], (28, 28))['validation'], 'dynamic')[:7]
+    images = train_mnist.stream.evaluation_images(
+        train_mnist.stream.load('mnist', arguments['data_dir'], (28, 28))['validation'], 'dynamic')[:7]
     return train_mnist.Training(net, args, [mx.cpu()]).validate(images)[1]
 
 

@@ -11,13 +11,10 @@ import pytest
 from mxnet import autograd, nd
 
 import core
-import run_folder
-import train_mnist
+from benchmarks import common, throughput
+from runs import arguments, storage
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
-sys.path.insert(0, str(BENCHMARKS))
-import common  # noqa: E402
-import throughput  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 TINY = {'batch_size': 3, 'input_height': 4, 'input_width': 5, 'num_steps': 2, 'num_recurrent_units': 6,
         'latent_dim': 2, 'read_size': 2, 'write_size': 3}
@@ -26,7 +23,7 @@ PEERS_PYTHON = os.environ.get('DRAW_PEERS_PYTHON')
 
 
 def start(script, *flags, python=sys.executable):
-    return subprocess.run([python, str(BENCHMARKS / script), *TINY_FLAGS, *flags], capture_output=True, text=True,
+    return subprocess.run([python, *script.split(), *TINY_FLAGS, *flags], capture_output=True, text=True,
                           timeout=120)
 
 
@@ -37,7 +34,7 @@ def last_json(done):
 
 @pytest.mark.parametrize('flags', [(), ('--attention',), ('--attention', '--cpu_contexts', '3')])
 def test_throughput(flags):
-    result = last_json(start('throughput.py', '--iterations', '5', *flags))
+    result = last_json(start('-m benchmarks.throughput', '--iterations', '5', *flags))
     for key in ('samples_per_s', 'first_step_s', 'step_s', 'peak_memory_mib', 'sgemm_gflops'):
         assert 0 < result[key] < float('inf'), key
     assert 0 <= result['floor_share'] < 1
@@ -48,9 +45,9 @@ def test_throughput(flags):
 
 @pytest.mark.parametrize('num_workers', [1, 3])
 def test_scaling(num_workers):
-    command = [BENCHMARKS / 'scaling.py', *TINY_FLAGS, '--attention', '--iterations', '2']
+    command = ['-m', 'benchmarks.scaling', *TINY_FLAGS, '--attention', '--iterations', '2']
     if num_workers > 1:
-        command = [BENCHMARKS.parent / 'launch.py', '-n', str(num_workers), *command, '--kvstore', 'dist_sync']
+        command = ['-m', 'distributed.launch', '-n', str(num_workers), *command, '--kvstore', 'dist_sync']
     result = last_json(subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120))
     weights = sum(int(np.prod(shape)) for shape in common.parameter_shapes(Namespace(**TINY, attention=True)).values())
     assert (result['workers'], result['weights'], result['batch_size']) == (num_workers, weights, TINY['batch_size'])
@@ -60,7 +57,7 @@ def test_scaling(num_workers):
 
 
 def test_profile_names_single_operators():
-    done = start('throughput.py', '--attention', '--profile', '--iterations', '2')
+    done = start('-m benchmarks.throughput', '--attention', '--profile', '--iterations', '2')
     result = last_json(done)
     assert result['operators_ms']['FullyConnected'] > 0
     assert result['operators_ms']['_backward_FullyConnected'] > 0
@@ -69,7 +66,7 @@ def test_profile_names_single_operators():
 
 
 def test_memory_steps():
-    memory = last_json(start('throughput.py', '--memory_steps', '101'))['memory_mib']
+    memory = last_json(start('-m benchmarks.throughput', '--memory_steps', '101'))['memory_mib']
     assert list(memory) == ['100', '101']
     assert all(mib > 20 for mib in memory.values())
 
@@ -106,14 +103,15 @@ def test_rounds_alternate_and_take_medians(monkeypatch, capsys):
     order, speeds = [], iter([10, 5, 20, 30, 8, 20, 20, 2, 20])
 
     def run(command, **_):
-        order.append((command[0], Path(command[1]).name))
+        order.append((command[0], command[1]))
         result = {'samples_per_s': next(speeds), 'first_step_s': 1, 'peak_memory_mib': 1}
         return subprocess.CompletedProcess(command, 0, f'text\n{json.dumps(result)}\n', '')
 
     monkeypatch.setattr(throughput.subprocess, 'run', run)
     throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, cpu_contexts=1,
                                  peers='other'))
-    assert order == [(sys.executable, 'throughput.py'), ('other', 'draw_torch.py'), ('other', 'draw_jax.py')] * 3
+    peers = [('other', str(ROOT / 'benchmarks' / name)) for name in ('draw_torch.py', 'draw_jax.py')]
+    assert order == [(sys.executable, '-m'), *peers] * 3
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result['samples_per_s'] == 20
     assert {name: row['ratio'] for name, row in result['medians'].items()} == {'ours': 1, 'torch': 4, 'jax': 1}
@@ -131,7 +129,7 @@ def test_contexts_have_as_many_threads_together_as_a_peer(monkeypatch, capsys):
     monkeypatch.setattr(throughput.subprocess, 'run', run)
     throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=1, compile=False, cpu_contexts=3,
                                  peers='other'))
-    assert started == [('throughput.py', False, '6'), ('throughput.py', True, '2'), ('draw_torch.py', False, '6'),
+    assert started == [('-m', False, '6'), ('-m', True, '2'), ('draw_torch.py', False, '6'),
                        ('draw_jax.py', False, '6')]
 
 
@@ -153,7 +151,7 @@ def test_multiply_adds_by_hand():
 
 
 def make_net(attention):
-    net = run_folder.build_net({**TINY, 'attention': attention})
+    net = storage.build_net({**TINY, 'attention': attention})
     net.initialize()
     return net, net._collect_params_with_prefix()
 
@@ -166,7 +164,7 @@ def test_peers_have_our_parameters(attention):
 
 
 def test_peers_have_our_defaults():
-    args = train_mnist.parse_args(throughput.cli.Parser(prog='test'), [])
+    args = arguments.parse_args(throughput.cli.Parser(prog='test'), [])
     assert {name: getattr(args, name) for name in common.SIZES} == common.SIZES
 
 
@@ -202,6 +200,6 @@ def test_peers_agree_on_loss_and_gradients(peer, attention, tmp_path):
 
 @pytest.mark.skipif(not PEERS_PYTHON, reason='DRAW_PEERS_PYTHON names no Python with torch and jax')
 def test_comparison_with_the_peers():
-    result = last_json(start('throughput.py', '--peers', PEERS_PYTHON, '--rounds', '1', '--iterations', '1'))
+    result = last_json(start('-m benchmarks.throughput', '--peers', PEERS_PYTHON, '--rounds', '1', '--iterations', '1'))
     assert list(result['medians']) == ['ours', 'torch', 'jax']
     assert len({run['num_parameters'] for runs in result['runs'].values() for run in runs}) == 1

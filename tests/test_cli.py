@@ -1,4 +1,4 @@
-"""What importing cli does to the environment that mxnet starts in."""
+"""What importing system does to the environment that mxnet starts in."""
 import os
 import subprocess
 import sys
@@ -11,9 +11,9 @@ PROCESSORS = len(os.sched_getaffinity(0))
 
 
 def settings(own, *argv, names=NAMES):
-    """What cli makes of these variables and this command line."""
+    """What system makes of these variables and this command line."""
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    code = f'import os, cli; print(*(os.environ.get(name) for name in {names}))'
+    code = f'import os, system; print(*(os.environ.get(name) for name in {names}))'
     output = subprocess.run([sys.executable, '-c', code, *argv], env={**environment, **own},
                             cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True, timeout=60)
     return tuple(output.stdout.split())

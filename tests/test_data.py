@@ -1,4 +1,4 @@
-"""data.py: splits, damaged files, resizing, binarization, training stream, synthetic digits, downloads."""
+"""dataset/: splits, damaged files, resizing, binarization, training stream, synthetic digits, downloads."""
 import contextlib
 import gzip
 import hashlib
@@ -16,7 +16,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import data
+from dataset import mnist, stream
+from dataset.noise import generator
 from idx import idx_bytes, write_idx, write_mnist
 
 TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
@@ -30,8 +31,8 @@ def numbered_images(n, shape=(2, 3)):
 
 def error_line(folder, dataset='mnist'):
     """The message of the DataError that load raises; it is one line."""
-    with pytest.raises(data.DataError) as caught:
-        data.load(dataset, folder, (2, 3))
+    with pytest.raises(mnist.DataError) as caught:
+        stream.load(dataset, folder, (2, 3))
     message = str(caught.value)
     assert message
     assert '\n' not in message
@@ -41,7 +42,7 @@ def error_line(folder, dataset='mnist'):
 @pytest.fixture(autouse=True)
 def no_mirrors(monkeypatch):
     """No test reaches a real mirror, and no proxy stands before the loopback."""
-    monkeypatch.setattr(data, 'MIRRORS', ())
+    monkeypatch.setattr(mnist, 'MIRRORS', ())
     monkeypatch.delenv('DRAW_MNIST_MIRROR', raising=False)
     monkeypatch.setenv('no_proxy', '*')
 
@@ -52,8 +53,8 @@ def no_mirrors(monkeypatch):
 def test_last_sixth_of_training_file_is_validation(tmp_path, suffix):
     write_idx(tmp_path / f'{TRAIN}{suffix}', numbered_images(20))
     write_idx(tmp_path / f'{TEST}{suffix}', numbered_images(4) + 100)
-    splits = data.load('mnist', str(tmp_path), (2, 3))
-    assert tuple(splits) == data.SPLITS == ('train', 'validation', 'test')
+    splits = stream.load('mnist', str(tmp_path), (2, 3))
+    assert tuple(splits) == stream.SPLITS == ('train', 'validation', 'test')
     for split, numbers in (('train', range(17)), ('validation', range(17, 20)), ('test', range(100, 104))):
         assert splits[split].dtype == np.uint8
         np.testing.assert_array_equal(splits[split], np.repeat(np.array(numbers)[:, None], 6, axis=1))
@@ -63,7 +64,7 @@ def test_pixels_are_row_by_row(tmp_path):
     images = np.arange(6 * 6, dtype=np.uint8).reshape(6, 2, 3)
     write_idx(tmp_path / TRAIN, images)
     write_idx(tmp_path / TEST, images[:1])
-    splits = data.load('mnist', tmp_path, (2, 3))
+    splits = stream.load('mnist', tmp_path, (2, 3))
     np.testing.assert_array_equal(splits['train'][1], [6, 7, 8, 9, 10, 11])
 
 
@@ -71,14 +72,14 @@ def test_raw_file_comes_before_gz(tmp_path):
     write_idx(tmp_path / TRAIN, numbered_images(6))
     write_idx(tmp_path / TEST, numbered_images(1))
     (tmp_path / f'{TEST}.gz').write_bytes(b'broken')
-    assert len(data.load('mnist', tmp_path, (2, 3))['test']) == 1
+    assert len(stream.load('mnist', tmp_path, (2, 3))['test']) == 1
 
 
 def test_write_mnist_gives_loadable_images(tmp_path):
     write_mnist(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f'{name}.gz' for name in FOUR_FILES)
-    splits = data.load('mnist', tmp_path, (28, 28))
-    assert [splits[split].shape for split in data.SPLITS] == [(100, 784), (20, 784), (30, 784)]
+    splits = stream.load('mnist', tmp_path, (28, 28))
+    assert [splits[split].shape for split in stream.SPLITS] == [(100, 784), (20, 784), (30, 784)]
     assert 5 < splits['train'].mean() < 100
 
 
@@ -157,7 +158,7 @@ def test_unknown_dataset(tmp_path):
 def load_test_image(folder, image, shape):
     write_idx(folder / TRAIN, np.zeros((6, 1, 1)))
     write_idx(folder / TEST, np.asarray(image)[None])
-    return data.load('mnist', folder, shape)['test'].reshape(shape)
+    return stream.load('mnist', folder, shape)['test'].reshape(shape)
 
 
 @pytest.mark.parametrize('shape', [(6, 10), (10, 6), (24, 20), (4, 4)])
@@ -180,14 +181,14 @@ def test_resize_averages_and_keeps_grey_levels(tmp_path):
 
 def test_resize_to_more_than_the_memory(tmp_path):
     write_mnist(tmp_path)
-    with pytest.raises(data.DataError, match='100000x100000'):
-        data.load('mnist', tmp_path, (100000, 100000))
+    with pytest.raises(mnist.DataError, match='100000x100000'):
+        stream.load('mnist', tmp_path, (100000, 100000))
 
 
 # Randomness and binarization
 
 def first_numbers(*args):
-    return tuple(data.generator(*args).random(4))
+    return tuple(generator(*args).random(4))
 
 
 def test_generator_is_a_function_of_its_arguments():
@@ -199,8 +200,8 @@ def test_generator_is_a_function_of_its_arguments():
 
 
 def test_generator_is_the_same_in_another_process():
-    root = pathlib.Path(data.__file__).parent
-    code = 'import data; print(*data.generator(3, "noise", 7).integers(2 ** 40, size=3))'
+    root = pathlib.Path(stream.__file__).parents[1]
+    code = 'from dataset.noise import generator; print(*generator(3, "noise", 7).integers(2 ** 40, size=3))'
     outputs = {subprocess.check_output([sys.executable, '-B', '-c', code], cwd=root, text=True, timeout=60,
                                        env={**os.environ, 'PYTHONHASHSEED': hash_seed})
                for hash_seed in ('1', '2')}
@@ -209,7 +210,7 @@ def test_generator_is_the_same_in_another_process():
 
 def test_first_numbers_of_neighbours_are_independent():
     for arguments in (lambda i: (i, 'noise', 0), lambda i: (0, 'noise', i)):
-        numbers = np.array([data.generator(*arguments(i)).random() for i in range(2000)])
+        numbers = np.array([generator(*arguments(i)).random() for i in range(2000)])
         assert abs(numbers.mean() - 0.5) < 5 * 0.289 / 2000 ** 0.5
         assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 5 / 2000 ** 0.5
 
@@ -218,7 +219,7 @@ def test_first_numbers_of_neighbours_are_independent():
 def test_bernoulli_with_the_intensity_as_mean(binarization):
     n = 4000
     intensities = np.tile(np.arange(256, dtype=np.uint8), (n, 1))
-    pixels = data.binarize(intensities, binarization, np.random.default_rng(0))
+    pixels = stream.binarize(intensities, binarization, np.random.default_rng(0))
     assert pixels.dtype == np.float32
     assert pixels.shape == intensities.shape
     assert set(np.unique(pixels)) == {0, 1}
@@ -228,34 +229,34 @@ def test_bernoulli_with_the_intensity_as_mean(binarization):
 
 
 def test_threshold():
-    pixels = data.binarize(np.array([[0, 1, 127], [128, 200, 255]], dtype=np.uint8), 'threshold', None)
+    pixels = stream.binarize(np.array([[0, 1, 127], [128, 200, 255]], dtype=np.uint8), 'threshold', None)
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels, [[0, 0, 0], [1, 1, 1]])
 
 
 def test_unknown_binarization():
     images = np.zeros((1, 4), dtype=np.uint8)
-    for call in (lambda: data.binarize(images, 'otsu', None), lambda: data.evaluation_images(images, 'otsu'),
-                 lambda: data.TrainingStream(images, 'otsu', 0)):
+    for call in (lambda: stream.binarize(images, 'otsu', None), lambda: stream.evaluation_images(images, 'otsu'),
+                 lambda: stream.TrainingStream(images, 'otsu', 0)):
         with pytest.raises(ValueError, match='otsu'):
             call()
 
 
 def test_evaluation_images_are_fixed():
     intensities = np.random.default_rng(0).integers(256, size=(2500, 20), dtype=np.uint8)
-    first = data.evaluation_images(intensities, 'dynamic')
-    data.TrainingStream(intensities, 'dynamic', seed=8).batch(0, 10)
+    first = stream.evaluation_images(intensities, 'dynamic')
+    stream.TrainingStream(intensities, 'dynamic', seed=8).batch(0, 10)
     np.random.seed(8)
-    np.testing.assert_array_equal(data.evaluation_images(intensities, 'dynamic'), first)
-    np.testing.assert_array_equal(data.evaluation_images(intensities, 'static'), first)
-    np.testing.assert_array_equal(data.evaluation_images(intensities[:7], 'static'), first[:7])
+    np.testing.assert_array_equal(stream.evaluation_images(intensities, 'dynamic'), first)
+    np.testing.assert_array_equal(stream.evaluation_images(intensities, 'static'), first)
+    np.testing.assert_array_equal(stream.evaluation_images(intensities[:7], 'static'), first[:7])
     assert first.dtype == np.float32
     assert abs(first.mean() - intensities.mean() / 255) < 5 * 0.5 / first.size ** 0.5
-    np.testing.assert_array_equal(data.evaluation_images(intensities, 'threshold'), intensities >= 128)
+    np.testing.assert_array_equal(stream.evaluation_images(intensities, 'threshold'), intensities >= 128)
 
 
 def test_every_evaluation_image_has_its_own_random_numbers():
-    pixels = data.evaluation_images(np.full((2500, 64), 128, dtype=np.uint8), 'static')
+    pixels = stream.evaluation_images(np.full((2500, 64), 128, dtype=np.uint8), 'static')
     assert len(np.unique(pixels, axis=0)) == 2500
 
 
@@ -269,14 +270,14 @@ def numbers_of(pixels):
     return (pixels @ BITS).astype(int).tolist()
 
 
-@pytest.mark.parametrize('binarization', data.BINARIZATIONS)
+@pytest.mark.parametrize('binarization', stream.BINARIZATIONS)
 def test_every_epoch_is_another_permutation(binarization):
-    stream = data.TrainingStream(CODED, binarization, seed=1)
-    epochs = [numbers_of(stream.batch(50 * epoch, 50)) for epoch in range(4)]
+    batches = stream.TrainingStream(CODED, binarization, seed=1)
+    epochs = [numbers_of(batches.batch(50 * epoch, 50)) for epoch in range(4)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert list(range(50)) not in epochs
-    others = [numbers_of(data.TrainingStream(CODED, binarization, seed=seed).batch(0, 50)) for seed in (2, 3)]
+    others = [numbers_of(stream.TrainingStream(CODED, binarization, seed=seed).batch(0, 50)) for seed in (2, 3)]
     assert epochs[0] not in others
     assert others[0] != others[1]
 
@@ -286,58 +287,58 @@ def grey():
     return np.random.default_rng(0).integers(256, size=(10, 30), dtype=np.uint8)
 
 
-@pytest.mark.parametrize('binarization', data.BINARIZATIONS)
+@pytest.mark.parametrize('binarization', stream.BINARIZATIONS)
 def test_random_access_equals_sequential_access(grey, binarization):
-    whole = data.TrainingStream(grey, binarization, seed=4).batch(0, 57)  # straddles five borders
+    whole = stream.TrainingStream(grey, binarization, seed=4).batch(0, 57)  # straddles five borders
     assert whole.shape == (57, 30)
     assert whole.dtype == np.float32
     assert set(np.unique(whole)) == {0, 1}
-    stream = data.TrainingStream(grey, binarization, seed=4)
+    batches = stream.TrainingStream(grey, binarization, seed=4)
     for position, batch_size in ((40, 17), (8, 4), (0, 1), (19, 25), (33, 7), (33, 7)):
-        batch = stream.batch(position, batch_size)
+        batch = batches.batch(position, batch_size)
         np.testing.assert_array_equal(batch, whole[position:position + batch_size])
 
 
 def test_far_position_needs_no_history(grey):
-    stream = data.TrainingStream(grey, 'dynamic', seed=4)
+    batches = stream.TrainingStream(grey, 'dynamic', seed=4)
     far = 10 ** 12 + 3
-    np.testing.assert_array_equal(stream.batch(far, 9), data.TrainingStream(grey, 'dynamic', 4).batch(far, 9))
+    np.testing.assert_array_equal(batches.batch(far, 9), stream.TrainingStream(grey, 'dynamic', 4).batch(far, 9))
 
 
 def test_stream_keeps_no_more_than_two_permutations(grey):
-    stream = data.TrainingStream(grey, 'static', seed=4)
+    batches = stream.TrainingStream(grey, 'static', seed=4)
     for position in range(0, 200, 7):
-        stream.batch(position, 7)
-    assert len(stream._orders) == 2
+        batches.batch(position, 7)
+    assert len(batches._orders) == 2
 
 
 def test_an_epoch_is_permuted_once(grey, monkeypatch):
     calls = []
-    original = data.generator
-    monkeypatch.setattr(data, 'generator', lambda *args: calls.append(args) or original(*args))
-    stream = data.TrainingStream(grey, 'dynamic', seed=4)
+    original = stream.generator
+    monkeypatch.setattr(stream, 'generator', lambda *args: calls.append(args) or original(*args))
+    batches = stream.TrainingStream(grey, 'dynamic', seed=4)
     for position in range(0, 30, 5):
-        stream.batch(position, 5)
+        batches.batch(position, 5)
     assert [args[2] for args in calls if args[1] == 'order'] == [0, 1, 2]
 
 
 def test_dynamic_draws_anew_and_depends_on_the_seed():
     one = np.full((1, 200), 128, dtype=np.uint8)
-    epochs = data.TrainingStream(one, 'dynamic', seed=0).batch(0, 50)
+    epochs = stream.TrainingStream(one, 'dynamic', seed=0).batch(0, 50)
     assert len(np.unique(epochs, axis=0)) == 50
     assert abs(epochs.mean() - 128 / 255) < 5 * 0.5 / epochs.size ** 0.5
-    assert np.any(epochs != data.TrainingStream(one, 'dynamic', seed=1).batch(0, 50))
+    assert np.any(epochs != stream.TrainingStream(one, 'dynamic', seed=1).batch(0, 50))
 
 
 def test_static_is_drawn_once_for_all_seeds(grey):
     def images(seed, epoch):
-        return sorted(map(tuple, data.TrainingStream(grey, 'static', seed).batch(10 * epoch, 10)))
+        return sorted(map(tuple, stream.TrainingStream(grey, 'static', seed).batch(10 * epoch, 10)))
     assert images(0, 0) == images(0, 1) == images(7, 3)
-    assert images(0, 0) == sorted(map(tuple, data.evaluation_images(grey, 'static')))
+    assert images(0, 0) == sorted(map(tuple, stream.evaluation_images(grey, 'static')))
 
 
 def test_threshold_stream(grey):
-    batch = data.TrainingStream(grey, 'threshold', seed=0).batch(0, 10)
+    batch = stream.TrainingStream(grey, 'threshold', seed=0).batch(0, 10)
     assert sorted(map(tuple, batch)) == sorted(map(tuple, (grey > 127.5).astype(np.float32)))
 
 
@@ -345,7 +346,7 @@ def test_threshold_stream(grey):
 
 @pytest.fixture(scope='module')
 def synthetic():
-    return data.load('synthetic', '/nonexistent/folder', (28, 28))
+    return stream.load('synthetic', '/nonexistent/folder', (28, 28))
 
 
 def test_synthetic_shapes(synthetic):
@@ -356,8 +357,8 @@ def test_synthetic_shapes(synthetic):
 
 def test_synthetic_is_deterministic(synthetic):
     np.random.seed(99)
-    again = data.load('synthetic', '', (28, 28))
-    assert all(np.array_equal(again[split], synthetic[split]) for split in data.SPLITS)
+    again = stream.load('synthetic', '', (28, 28))
+    assert all(np.array_equal(again[split], synthetic[split]) for split in stream.SPLITS)
 
 
 def test_synthetic_images_all_differ(synthetic):
@@ -379,7 +380,7 @@ def test_synthetic_digits_are_centred_and_as_large_as_mnist(synthetic):
 
 
 def test_synthetic_in_another_shape(synthetic):
-    images = data.load('synthetic', '', (14, 20))
+    images = stream.load('synthetic', '', (14, 20))
     assert images['validation'].shape == (2000, 280)
     shrunk = synthetic['validation'].mean()
     assert abs(images['validation'].mean() - shrunk) < 0.02 * shrunk
@@ -430,11 +431,11 @@ def mirror(monkeypatch):
 
     def start(*all_files):
         servers.extend(Mirror(files) for files in all_files)
-        monkeypatch.setattr(data, 'MIRRORS', tuple(server.url for server in servers))
+        monkeypatch.setattr(mnist, 'MIRRORS', tuple(server.url for server in servers))
         return servers
 
-    monkeypatch.setattr(data, 'FILES', {
-        name: (len(CONTENTS[name]), hashlib.sha256(CONTENTS[name]).hexdigest()) for name in data.FILES})
+    monkeypatch.setattr(mnist, 'FILES', {
+        name: (len(CONTENTS[name]), hashlib.sha256(CONTENTS[name]).hexdigest()) for name in mnist.FILES})
     yield start
     for server in servers:
         server.shutdown()
@@ -451,26 +452,26 @@ def check_refusal(folder, files_left=()):
 
 
 def test_canonical_files_are_known():
-    assert set(data.FILES) == set(FOUR_FILES)
-    assert data.FILES[TRAIN][0] == 16 + 60000 * 784
-    assert data.FILES[TEST][0] == 16 + 10000 * 784
+    assert set(mnist.FILES) == set(FOUR_FILES)
+    assert mnist.FILES[TRAIN][0] == 16 + 60000 * 784
+    assert mnist.FILES[TEST][0] == 16 + 10000 * 784
 
 
 def test_download(mirror, tmp_path, capsys):
     server, = mirror(RIGHT_FILES)
     folder = tmp_path / 'new' / 'mnist'
-    splits = data.load('mnist', folder, (2, 3))
-    assert [splits[split][0, 0] for split in data.SPLITS] == [0, 10, 0]
+    splits = stream.load('mnist', folder, (2, 3))
+    assert [splits[split][0, 0] for split in stream.SPLITS] == [0, 10, 0]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == RIGHT_FILES
     assert len(capsys.readouterr().out.splitlines()) == 4
-    data.load('mnist', folder, (2, 3))
+    stream.load('mnist', folder, (2, 3))
     assert len(server.requests) == 4
 
 
 def test_only_missing_files_are_downloaded(mirror, tmp_path):
     server, = mirror(RIGHT_FILES)
     write_idx(tmp_path / TRAIN, numbered_images(24))
-    splits = data.load('mnist', tmp_path, (2, 3))
+    splits = stream.load('mnist', tmp_path, (2, 3))
     assert (len(splits['train']), len(splits['test'])) == (20, 3)
     assert f'{TRAIN}.gz' not in server.requests
     assert not (tmp_path / f'{TRAIN}.gz').exists()
@@ -478,7 +479,7 @@ def test_only_missing_files_are_downloaded(mirror, tmp_path):
 
 def test_labels_are_not_needed(mirror, tmp_path):
     mirror({name: content for name, content in RIGHT_FILES.items() if 'images' in name})
-    assert len(data.load('mnist', tmp_path, (2, 3))['test']) == 3
+    assert len(stream.load('mnist', tmp_path, (2, 3))['test']) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [f'{TEST}.gz', f'{TRAIN}.gz']
 
 
@@ -519,7 +520,7 @@ BAD_ANSWERS = {
 
 @pytest.mark.parametrize('answer', list(BAD_ANSWERS.values()), ids=list(BAD_ANSWERS))
 def test_bad_answer_leaves_nothing(mirror, tmp_path, monkeypatch, answer):
-    monkeypatch.setattr(data, 'DOWNLOAD_SECONDS', 10)
+    monkeypatch.setattr(mnist, 'DOWNLOAD_SECONDS', 10)
     mirror({**RIGHT_FILES, f'{TRAIN}.gz': answer})
     assert 'not complete' not in check_refusal(tmp_path)
 
@@ -527,7 +528,7 @@ def test_bad_answer_leaves_nothing(mirror, tmp_path, monkeypatch, answer):
 @pytest.mark.parametrize('answer', list(BAD_ANSWERS.values()), ids=list(BAD_ANSWERS))
 def test_second_mirror_helps_and_the_bad_one_is_not_asked_again(mirror, tmp_path, answer):
     bad, good = mirror({**RIGHT_FILES, f'{TRAIN}.gz': answer}, RIGHT_FILES)
-    assert len(data.load('mnist', tmp_path, (2, 3))['test']) == 3
+    assert len(stream.load('mnist', tmp_path, (2, 3))['test']) == 3
     assert bad.requests == [f'{TRAIN}.gz']
     assert sorted(good.requests) == sorted(RIGHT_FILES)
 
@@ -535,7 +536,7 @@ def test_second_mirror_helps_and_the_bad_one_is_not_asked_again(mirror, tmp_path
 def test_own_mirror_from_the_environment(mirror, tmp_path, monkeypatch):
     other, own = mirror(RIGHT_FILES, RIGHT_FILES)
     monkeypatch.setenv('DRAW_MNIST_MIRROR', own.url.rstrip('/'))
-    data.load('mnist', tmp_path, (2, 3))
+    stream.load('mnist', tmp_path, (2, 3))
     assert (len(other.requests), len(own.requests)) == (0, 4)
 
 
@@ -548,22 +549,22 @@ def test_bad_address(tmp_path, monkeypatch, url):
 def test_no_network(tmp_path, monkeypatch):
     with socket.socket() as unused:
         unused.bind(('127.0.0.1', 0))  # bound, not listening: the connection is refused
-        monkeypatch.setattr(data, 'MIRRORS', (f'http://127.0.0.1:{unused.getsockname()[1]}/',) * 3)
+        monkeypatch.setattr(mnist, 'MIRRORS', (f'http://127.0.0.1:{unused.getsockname()[1]}/',) * 3)
         check_refusal(tmp_path)
 
 
 def test_server_that_never_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, 'STALL_SECONDS', 0.2)
+    monkeypatch.setattr(mnist, 'STALL_SECONDS', 0.2)
     with socket.create_server(('127.0.0.1', 0)) as silent:
-        monkeypatch.setattr(data, 'MIRRORS', (f'http://127.0.0.1:{silent.getsockname()[1]}/',))
+        monkeypatch.setattr(mnist, 'MIRRORS', (f'http://127.0.0.1:{silent.getsockname()[1]}/',))
         assert 'timed out' in check_refusal(tmp_path)
 
 
 def test_name_resolution_that_never_ends(tmp_path, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, 'getaddrinfo', lambda *args, **kwargs: release.wait(5))
-    monkeypatch.setattr(data, 'ANSWER_SECONDS', 0.2)
-    monkeypatch.setattr(data, 'MIRRORS', ('http://mirror.invalid/',))
+    monkeypatch.setattr(mnist, 'ANSWER_SECONDS', 0.2)
+    monkeypatch.setattr(mnist, 'MIRRORS', ('http://mirror.invalid/',))
     assert 'no answer' in check_refusal(tmp_path)
     assert not release.is_set()
     release.set()
@@ -581,7 +582,7 @@ def test_file_that_drips(mirror, tmp_path, monkeypatch):
             handler.wfile.write(bytes([byte]))
             time.sleep(0.05)
 
-    monkeypatch.setattr(data, 'DOWNLOAD_SECONDS', 0.3)
+    monkeypatch.setattr(mnist, 'DOWNLOAD_SECONDS', 0.3)
     mirror({**RIGHT_FILES, f'{TRAIN}.gz': drip})
     assert 'not complete' in check_refusal(tmp_path)
     assert len(sent) < len(content)
@@ -589,7 +590,7 @@ def test_file_that_drips(mirror, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('step', ['fsync', 'replace'])
 @pytest.mark.parametrize('raised, seen', [(KeyboardInterrupt, KeyboardInterrupt),
-                                          (OSError(28, 'No space left on device'), data.DataError)])
+                                          (OSError(28, 'No space left on device'), mnist.DataError)])
 def test_interrupted_write_leaves_nothing(mirror, tmp_path, monkeypatch, step, raised, seen):
     def fail(*args):
         raise raised
@@ -597,9 +598,9 @@ def test_interrupted_write_leaves_nothing(mirror, tmp_path, monkeypatch, step, r
     mirror(RIGHT_FILES)
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(seen) as caught:
-        data.load('mnist', tmp_path, (2, 3))
+        stream.load('mnist', tmp_path, (2, 3))
     assert list(tmp_path.iterdir()) == []
-    if seen is data.DataError:
+    if seen is mnist.DataError:
         assert str(tmp_path / f'{TRAIN}.gz') in str(caught.value)
 
 

@@ -3,18 +3,20 @@ import json
 import shutil
 from pathlib import Path
 
+from system import cli
+
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import nd
 
-import cli
-import data
 import evaluate
-import run_folder
 import train_mnist
+from dataset import stream
+from dataset.noise import noise
 from idx import write_mnist
 from oracle import forward_one, sigmoid
+from runs import storage
 
 CPU = mx.cpu()
 ARGUMENTS = {'input_height': 3, 'input_width': 4, 'num_steps': 2, 'num_recurrent_units': 4, 'latent_dim': 1,
@@ -25,7 +27,7 @@ IMAGES = np.random.RandomState(0).randint(2, size=(5, 12)).astype(np.float32)
 
 def make_net(arguments, scale=1., seed=0):
     rng = np.random.RandomState(seed)
-    net = run_folder.build_net(arguments)
+    net = storage.build_net(arguments)
     net.initialize()
     for parameter in net.collect_params().values():
         parameter.set_data(nd.array(rng.normal(scale=scale, size=parameter.shape)))
@@ -82,9 +84,9 @@ def test_log_weight_is_that_of_the_equations():
     arguments = {**ARGUMENTS, 'num_steps': 3, 'latent_dim': 2}
     net = make_net(arguments, scale=0.5)
     params = {name: parameter.data().asnumpy().astype(np.float64)
-              for name, parameter in run_folder.parameters(net).items()}
+              for name, parameter in storage.parameters(net).items()}
     per_image = evaluate.bounds(net, arguments, IMAGES, 7, CPU)
-    eps = data.noise(7, 'evaluation 0', 0, len(IMAGES), arguments).astype(np.float64)
+    eps = noise(7, 'evaluation 0', 0, len(IMAGES), arguments).astype(np.float64)
     for i, x in enumerate(IMAGES.astype(np.float64)):
         steps = forward_one(params, x, eps[:, i], (3, 4), 2, 2)
         mu, log_sigma = np.stack(steps['mu']), np.stack(steps['log_sigma'])
@@ -147,9 +149,9 @@ def test_whole_test_set(trained, capsys):
     for text in ('30 test images', f'{result["bound"]:.2f} +- {result["standard_error"]:.2f} nats', 'K = 5', 'dynamic',
                  f'{result["importance_weighted_bound"]:.2f}', 'best.params'):
         assert text in out
-    net, config, _ = run_folder.load_net(trained, CPU)
-    split = data.load('mnist', config['arguments']['data_dir'], (28, 28))['test']
-    per_image = evaluate.bounds(net, config['arguments'], data.evaluation_images(split, 'dynamic'), 0, CPU, 5)
+    net, config, _ = storage.load_net(trained, CPU)
+    split = stream.load('mnist', config['arguments']['data_dir'], (28, 28))['test']
+    per_image = evaluate.bounds(net, config['arguments'], stream.evaluation_images(split, 'dynamic'), 0, CPU, 5)
     np.testing.assert_allclose(per_image['importance_weighted'].mean(), result['importance_weighted_bound'], rtol=1e-6)
 
 

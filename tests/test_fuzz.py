@@ -12,12 +12,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-import data
-import log
-import run_folder
 import sample
 import train_mnist
+from dataset import mnist, stream
 from idx import write_mnist
+from runs import log, storage
 from test_run_folder import sign
 
 MUTATIONS = 1000  # of each kind
@@ -165,8 +164,8 @@ def test_images(runs, tmp_path, suffix):
     for _ in range(MUTATIONS):
         path.write_bytes(mutate(whole, rng))
         try:
-            splits = data.load('mnist', str(tmp_path / 'data'), (5, 7))
-        except data.DataError as error:
+            splits = stream.load('mnist', str(tmp_path / 'data'), (5, 7))
+        except mnist.DataError as error:
             assert str(error).isprintable()
             refused += 1
         else:
@@ -180,8 +179,8 @@ def test_event_files(run):
     rng = np.random.default_rng(4)
     path, = run.glob('events.out.tfevents.*')
     whole = path.read_bytes()
-    net = run_folder.build_net(run_folder.read_config(run)['arguments'])
-    sizes = run_folder.load_checkpoint(run, net, num_groups=3)[1]['event_files']
+    net = storage.build_net(storage.read_config(run)['arguments'])
+    sizes = storage.load_checkpoint(run, net, num_groups=3)[1]['event_files']
     assert list(sizes) == [path.name] and sizes[path.name] < len(whole)  # the end of the run was logged after it
     for _ in range(MUTATIONS):
         content = mutate(whole, rng)
@@ -221,4 +220,4 @@ def test_run_folders(runs, run):
 def test_a_fuzzed_network_is_still_whole(runs):
     """The runs under test are good ones."""
     for name in ('attention', 'plain'):
-        run_folder.load_net(runs / name, mx.cpu())
+        storage.load_net(runs / name, mx.cpu())

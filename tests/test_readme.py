@@ -5,14 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from system import cli
+
 import numpy as np
 import pytest
 
-import cli
 import evaluate
-import launch
 import sample
 import train_mnist
+from distributed import launch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-import render
+from pictures import render
 
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (100, 100, 100)
 SHAPE = HEIGHT, WIDTH = 6, 10

@@ -15,10 +15,10 @@ import pytest
 from mxboard.proto.event_pb2 import Event
 from mxnet import gluon, nd
 
-import run_folder
 import sample
 import train_mnist
-from arguments import MAY_CHANGE
+from runs import storage
+from runs.arguments import MAY_CHANGE
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 300
@@ -51,8 +51,8 @@ def refusal(capsys, *argv):
 
 
 def checkpoint(folder):
-    net = run_folder.build_net(run_folder.read_config(folder)['arguments'])
-    return run_folder.load_checkpoint(folder, net, num_groups=3)
+    net = storage.build_net(storage.read_config(folder)['arguments'])
+    return storage.load_checkpoint(folder, net, num_groups=3)
 
 
 def assert_same_files(left, right, names=FILES):
@@ -94,7 +94,7 @@ def test_resumed_run_ends_as_one_that_was_never_stopped(workplace, monkeypatch, 
     for left, right in zip(checkpoint(stopped)[0], checkpoint(whole)[0]):  # Adam's moments too
         for name, array in left.items():
             np.testing.assert_array_equal(array.asnumpy(), right[name].asnumpy(), err_msg=name)
-    configs = [run_folder.read_config(folder) for folder in (stopped, whole)]
+    configs = [storage.read_config(folder) for folder in (stopped, whole)]
     assert configs[0]['validation'] == configs[1]['validation']
     assert configs[0]['resumed'] == [{'command': f'train_mnist.py --resume {stopped}',
                                       'samples_seen': seen // 32 * 32}]
@@ -106,10 +106,10 @@ def test_longer_run_by_resume(workplace):
     other = Path(shutil.copytree(short, 'other'))
     assert resume(short, '-t', '256') == 0
     assert_same_files(short, whole)
-    assert run_folder.read_config(short)['arguments']['num_train_samples'] == 256
+    assert storage.read_config(short)['arguments']['num_train_samples'] == 256
     assert resume(other, '-t', '256', '-r', '0.02') == 0
     assert (other / 'last.params').read_bytes() != (whole / 'last.params').read_bytes()
-    assert run_folder.read_config(other)['arguments']['learning_rate'] == 0.02
+    assert storage.read_config(other)['arguments']['learning_rate'] == 0.02
 
 
 def test_resume_of_a_finished_run_changes_nothing(workplace):
@@ -292,7 +292,7 @@ def test_number_that_is_not_finite_touches_nothing(workplace, capsys, monkeypatc
 
     def spoiled(self, x):
         training[:] = [self, {name: parameter.data().asnumpy() for name, parameter in
-                              run_folder.parameters(self.net).items()}]
+                              storage.parameters(self.net).items()}]
         if self.seen == 96:
             if where == 'bound':
                 x = x + number
@@ -305,9 +305,9 @@ def test_number_that_is_not_finite_touches_nothing(workplace, capsys, monkeypatc
         patch.setattr(train_mnist.Training, 'step', spoiled)
         assert resume(folder, '-t', '192') == 1
     net, before = training[0].net, training[1]
-    for name, parameter in run_folder.parameters(net).items():
+    for name, parameter in storage.parameters(net).items():
         np.testing.assert_array_equal(parameter.data().asnumpy(), before[name], err_msg=name)
     err = capsys.readouterr().err.splitlines()[-1]
     assert 'not finite' in err and '--learning_rate' in err and f'--resume {folder}' in err
     assert checkpoint(folder)[1]['samples_seen'] == 64
-    assert run_folder.read_config(folder)['samples_seen'] == 96
+    assert storage.read_config(folder)['samples_seen'] == 96

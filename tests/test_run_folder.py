@@ -1,4 +1,4 @@
-"""run_folder.py and files.py: what a run leaves on the disk, and what is made of it when it is damaged."""
+"""storage.py and files.py: what a run leaves on the disk, and what is made of it when it is damaged."""
 import concurrent.futures
 import hashlib
 import json
@@ -11,14 +11,14 @@ import tracemalloc
 from importlib import metadata
 from pathlib import Path
 
+from system import files
+
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import nd
 
-import files
-import params_file
-import run_folder
+from runs import params_file, storage
 
 ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = {'input_height': 3, 'input_width': 4, 'num_steps': 2, 'num_recurrent_units': 2, 'latent_dim': 1,
@@ -31,7 +31,7 @@ AXES, DIMENSION = FIRST_ARRAY + 8, FIRST_ARRAY + 12
 def make_net(seed=1, **changes):
     """A tiny network with random numbers in every parameter."""
     rng = np.random.default_rng(seed)
-    net = run_folder.build_net({**ARGUMENTS, **changes})
+    net = storage.build_net({**ARGUMENTS, **changes})
     net.initialize()
     for parameter in net.collect_params().values():
         parameter.set_data(nd.array(rng.normal(size=parameter.shape)))
@@ -50,7 +50,7 @@ def assert_same(left, right):
 
 def refusal(function, *args):
     """The message of the RunError that the call raises; it is one line."""
-    with pytest.raises(run_folder.RunError) as caught:
+    with pytest.raises(storage.RunError) as caught:
         function(*args)
     message = str(caught.value)
     assert message.isprintable() and message
@@ -61,8 +61,8 @@ def refusal(function, *args):
 def saved(tmp_path):
     """A run's folder with config.json and last.params, and the network that was saved."""
     net = make_net()
-    run_folder.write_config(tmp_path, {'arguments': ARGUMENTS})
-    run_folder.save_params(tmp_path, 'last', net)
+    storage.write_config(tmp_path, {'arguments': ARGUMENTS})
+    storage.save_params(tmp_path, 'last', net)
     return tmp_path, net
 
 
@@ -77,15 +77,15 @@ def sign(path):
 @pytest.mark.parametrize('attention', [True, False])
 def test_round_trip(tmp_path, attention):
     net, other = make_net(seed=1, attention=attention), make_net(seed=2, attention=attention)
-    run_folder.save_params(tmp_path, 'last', net)
+    storage.save_params(tmp_path, 'last', net)
     assert os.listdir(tmp_path) == ['last.params']
-    assert run_folder.load_params(tmp_path, 'last', other) == os.path.join(tmp_path, 'last.params')
+    assert storage.load_params(tmp_path, 'last', other) == os.path.join(tmp_path, 'last.params')
     assert_same(values(other), values(net))
 
 
 def test_mxnet_reads_what_is_written(tmp_path):
     net, other = make_net(seed=1), make_net(seed=2)
-    run_folder.save_params(tmp_path, 'last', net)
+    storage.save_params(tmp_path, 'last', net)
     other.load_parameters(str(tmp_path / 'last.params'))
     assert_same(values(other), values(net))
 
@@ -93,17 +93,17 @@ def test_mxnet_reads_what_is_written(tmp_path):
 def test_parameters_without_a_checksum_are_refused(tmp_path):
     net = make_net()
     net.save_parameters(str(tmp_path / 'last.params'))
-    assert 'checksum' in refusal(run_folder.load_params, tmp_path, 'last', net)
+    assert 'checksum' in refusal(storage.load_params, tmp_path, 'last', net)
 
 
 def test_half_precision(tmp_path):
     net, other = make_net(seed=1), make_net(seed=2)
-    run_folder.save_params(tmp_path, 'half', net, dtype='float16')
-    run_folder.save_params(tmp_path, 'whole', net)
+    storage.save_params(tmp_path, 'half', net, dtype='float16')
+    storage.save_params(tmp_path, 'whole', net)
     numbers = sum(array.size for array in values(net).values())
     sizes = [os.path.getsize(tmp_path / f'{name}.params') for name in ('whole', 'half')]
     assert sizes[0] - sizes[1] == 2 * numbers
-    run_folder.load_params(tmp_path, 'half', other)
+    storage.load_params(tmp_path, 'half', other)
     assert_same(values(other), {name: array.astype(np.float16).astype(np.float32)
                                 for name, array in values(net).items()})
 
@@ -112,26 +112,26 @@ def test_half_precision(tmp_path):
                                      {'input_height': 4, 'input_width': 3}], ids=str)
 def test_parameters_of_another_network_of_the_same_shapes(saved, changes):
     folder, _ = saved
-    assert 'does not fit' in refusal(run_folder.load_params, folder, 'last', make_net(**changes))
+    assert 'does not fit' in refusal(storage.load_params, folder, 'last', make_net(**changes))
 
 
 def test_saving_replaces_the_old_file(saved):
     folder, net = saved
     other = make_net(seed=2)
-    run_folder.save_params(folder, 'last', other)
-    run_folder.load_params(folder, 'last', net)
+    storage.save_params(folder, 'last', other)
+    storage.load_params(folder, 'last', net)
     assert_same(values(net), values(other))
     assert sorted(os.listdir(folder)) == ['config.json', 'last.params']
 
 
 def test_load_net_prefers_the_best_parameters(saved):
     folder, last = saved
-    net, config, path = run_folder.load_net(folder, mx.cpu())
+    net, config, path = storage.load_net(folder, mx.cpu())
     assert_same(values(net), values(last))
     assert config == {'arguments': ARGUMENTS} and path == os.path.join(folder, 'last.params')
     best = make_net(seed=2)
-    run_folder.save_params(folder, 'best', best)
-    net, _, path = run_folder.load_net(folder, mx.cpu())
+    storage.save_params(folder, 'best', best)
+    net, _, path = storage.load_net(folder, mx.cpu())
     assert_same(values(net), values(best))
     assert path == os.path.join(folder, 'best.params')
 
@@ -139,9 +139,9 @@ def test_load_net_prefers_the_best_parameters(saved):
 def test_folder_without_parameters(saved):
     folder, _ = saved
     os.remove(folder / 'last.params')
-    assert str(folder / 'last.params') in refusal(run_folder.load_net, folder, mx.cpu())
+    assert str(folder / 'last.params') in refusal(storage.load_net, folder, mx.cpu())
     os.mkdir(folder / 'last.params')
-    assert str(folder / 'last.params') in refusal(run_folder.load_net, folder, mx.cpu())
+    assert str(folder / 'last.params') in refusal(storage.load_net, folder, mx.cpu())
 
 
 @pytest.mark.parametrize('change, parameter', [
@@ -152,7 +152,7 @@ def test_parameters_of_another_architecture(saved, change, parameter):
     folder, _ = saved
     other = make_net(seed=2, **change)
     before = values(other)
-    message = refusal(run_folder.load_params, folder, 'last', other)
+    message = refusal(storage.load_params, folder, 'last', other)
     assert str(folder / 'last.params') in message and re.search(parameter, message)
     assert_same(values(other), before)
 
@@ -162,8 +162,8 @@ def test_numbers_that_are_not_finite(saved, number):
     folder, net = saved
     bias = net.h_enc_to_q.bias
     bias.set_data(nd.array([0, number]))
-    run_folder.save_params(folder, 'last', net)
-    assert 'h_enc_to_q.bias' in refusal(run_folder.load_params, folder, 'last', make_net(seed=2))
+    storage.save_params(folder, 'last', net)
+    assert 'h_enc_to_q.bias' in refusal(storage.load_params, folder, 'last', make_net(seed=2))
 
 
 def test_every_truncation_is_refused(saved):
@@ -172,7 +172,7 @@ def test_every_truncation_is_refused(saved):
     path = folder / 'last.params'
     for length in reversed(range(path.stat().st_size)):
         os.truncate(path, length)
-        assert str(path) in refusal(run_folder.load_params, folder, 'last', net), length
+        assert str(path) in refusal(storage.load_params, folder, 'last', net), length
     assert_same(values(net), before)
 
 
@@ -181,7 +181,7 @@ def test_appended_bytes_are_refused(saved, tail):
     folder, net = saved
     with open(folder / 'last.params', 'ab') as file:
         file.write(tail)
-    assert str(folder / 'last.params') in refusal(run_folder.load_params, folder, 'last', net)
+    assert str(folder / 'last.params') in refusal(storage.load_params, folder, 'last', net)
 
 
 def overwrite(path, position, content):
@@ -212,11 +212,11 @@ def test_damaged_byte_is_refused_or_has_no_effect(saved):
             path.write_bytes(whole)
             overwrite(path, position, bytes([byte]))
             if position % 8 == 0:
-                assert 'checksum' in refusal(run_folder.load_params, folder, 'last', other)
+                assert 'checksum' in refusal(storage.load_params, folder, 'last', other)
             sign(path)
             try:
-                run_folder.load_params(folder, 'last', other)
-            except run_folder.RunError as error:
+                storage.load_params(folder, 'last', other)
+            except storage.RunError as error:
                 assert str(error).isprintable(), (position, byte)
             else:
                 harmless += 1
@@ -251,7 +251,7 @@ def test_enormous_claims_are_refused_without_taking_memory(saved):
         sign(path)
         tracemalloc.start()
         try:
-            refusal(run_folder.load_params, folder, 'last', net)
+            refusal(storage.load_params, folder, 'last', net)
             assert tracemalloc.get_traced_memory()[1] < 2 ** 20, (what, value)
         finally:
             tracemalloc.stop()
@@ -262,7 +262,7 @@ def test_shape_whose_product_wraps_around_is_refused(saved):
     path = folder / 'last.params'
     overwrite(path, DIMENSION, struct.pack('<2q', 2 ** 33, 2 ** 31))
     sign(path)
-    refusal(run_folder.load_params, folder, 'last', net)
+    refusal(storage.load_params, folder, 'last', net)
 
 
 def test_enormous_file_is_not_read(saved):
@@ -270,7 +270,7 @@ def test_enormous_file_is_not_read(saved):
     os.truncate(folder / 'last.params', 2 ** 33)  # a hole, which takes no room
     tracemalloc.start()
     try:
-        refusal(run_folder.load_params, folder, 'last', net)
+        refusal(storage.load_params, folder, 'last', net)
         assert tracemalloc.get_traced_memory()[1] < 2 ** 20
     finally:
         tracemalloc.stop()
@@ -293,7 +293,7 @@ def test_foreign_file_is_refused(saved, write):
     before = values(net)
     os.remove(folder / 'last.params')
     write(str(folder / 'last.params'))
-    assert str(folder / 'last.params') in refusal(run_folder.load_params, folder, 'last', net)
+    assert str(folder / 'last.params') in refusal(storage.load_params, folder, 'last', net)
     assert_same(values(net), before)
 
 
@@ -307,7 +307,7 @@ def test_other_types_are_refused(saved, dtype):
     with open(folder / 'last.params', 'ab') as file:
         file.write(tail[tail.index(b'{'):])
     sign(folder / 'last.params')
-    assert 'checksum' not in refusal(run_folder.load_params, folder, 'last', net)
+    assert 'checksum' not in refusal(storage.load_params, folder, 'last', net)
 
 
 def test_name_that_occurs_twice_is_refused(saved):
@@ -315,30 +315,30 @@ def test_name_that_occurs_twice_is_refused(saved):
     path = folder / 'last.params'
     path.write_bytes(path.read_bytes().replace(b'c_enc_0', b'h_enc_0'))
     sign(path)
-    assert 'names' in refusal(run_folder.load_params, folder, 'last', net)
+    assert 'names' in refusal(storage.load_params, folder, 'last', net)
 
 
 # config.json
 
 def test_config_round_trip(tmp_path):
     config = {'arguments': {**ARGUMENTS, 'learning_rate': 1e-3, 'logdir': 'r\u00e9sultats "1"'}, 'samples_seen': 7}
-    run_folder.write_config(tmp_path, config)
+    storage.write_config(tmp_path, config)
     assert os.listdir(tmp_path) == ['config.json']
-    assert run_folder.read_config(tmp_path) == config == json.loads((tmp_path / 'config.json').read_text())
+    assert storage.read_config(tmp_path) == config == json.loads((tmp_path / 'config.json').read_text())
 
 
 def test_versions_are_those_installed():
-    versions = run_folder.versions()
+    versions = storage.versions()
     assert versions['python'] == '.'.join(map(str, sys.version_info[:3]))
     for name in ('mxnet', 'numpy', 'mxboard', 'pillow'):
         assert versions[name] == metadata.version(name)
 
 
 def test_folder_or_config_missing(tmp_path):
-    assert str(tmp_path) in refusal(run_folder.load_net, tmp_path, mx.cpu())
-    assert str(tmp_path / 'nothing') in refusal(run_folder.load_net, tmp_path / 'nothing', mx.cpu())
+    assert str(tmp_path) in refusal(storage.load_net, tmp_path, mx.cpu())
+    assert str(tmp_path / 'nothing') in refusal(storage.load_net, tmp_path / 'nothing', mx.cpu())
     (tmp_path / 'file').write_text('{}')
-    assert str(tmp_path / 'file') in refusal(run_folder.load_net, tmp_path / 'file', mx.cpu())
+    assert str(tmp_path / 'file') in refusal(storage.load_net, tmp_path / 'file', mx.cpu())
 
 
 def without(key):
@@ -352,39 +352,39 @@ def without(key):
     ids=lambda content: f'{content[:16]!r}')
 def test_damaged_config(tmp_path, content):
     (tmp_path / 'config.json').write_bytes(content)
-    assert str(tmp_path / 'config.json') in refusal(run_folder.load_net, tmp_path, mx.cpu())
+    assert str(tmp_path / 'config.json') in refusal(storage.load_net, tmp_path, mx.cpu())
 
 
 @pytest.mark.parametrize('key', ARGUMENTS)
 def test_config_without_an_argument(tmp_path, key):
-    run_folder.write_config(tmp_path, {'arguments': without(key)})
-    message = refusal(run_folder.load_net, tmp_path, mx.cpu())
+    storage.write_config(tmp_path, {'arguments': without(key)})
+    message = refusal(storage.load_net, tmp_path, mx.cpu())
     assert str(tmp_path / 'config.json') in message and key in message
 
 
 @pytest.mark.parametrize('key', sorted(key for key, value in ARGUMENTS.items() if type(value) is int))
 def test_config_with_a_wrong_size(tmp_path, key):
     for size in (0, -1, 1.5, '3', None, True, [3], float('nan'), 2 ** 16 + 1, 10 ** 30):
-        run_folder.write_config(tmp_path, {'arguments': {**ARGUMENTS, key: size}})
-        assert str(tmp_path / 'config.json') in refusal(run_folder.load_net, tmp_path, mx.cpu()), size
+        storage.write_config(tmp_path, {'arguments': {**ARGUMENTS, key: size}})
+        assert str(tmp_path / 'config.json') in refusal(storage.load_net, tmp_path, mx.cpu()), size
 
 
 def test_config_with_a_window_larger_than_the_image(tmp_path):
-    run_folder.write_config(tmp_path, {'arguments': {**ARGUMENTS, 'write_size': 4}})
-    assert str(tmp_path / 'config.json') in refusal(run_folder.load_net, tmp_path, mx.cpu())
+    storage.write_config(tmp_path, {'arguments': {**ARGUMENTS, 'write_size': 4}})
+    assert str(tmp_path / 'config.json') in refusal(storage.load_net, tmp_path, mx.cpu())
 
 
 LOAD_WITH_LITTLE_MEMORY = '''
 import resource, sys
 import mxnet as mx
-import run_folder
+from runs import storage
 mx.nd.ones(1).asnumpy()
 pages = int(open('/proc/self/statm').read().split()[0])
 limit = pages * resource.getpagesize() + 2 ** 29
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    run_folder.load_net(sys.argv[1], mx.cpu())
-except run_folder.RunError as error:
+    storage.load_net(sys.argv[1], mx.cpu())
+except storage.RunError as error:
     print('refused:', error)
 '''
 
@@ -394,7 +394,7 @@ except run_folder.RunError as error:
     {'input_height': 2 ** 16, 'input_width': 2 ** 16}])
 def test_config_of_a_huge_network_takes_no_memory(saved, sizes):
     folder, _ = saved
-    run_folder.write_config(folder, {'arguments': {**ARGUMENTS, 'attention': False, **sizes}})
+    storage.write_config(folder, {'arguments': {**ARGUMENTS, 'attention': False, **sizes}})
     result = subprocess.run([sys.executable, '-c', LOAD_WITH_LITTLE_MEMORY, str(folder)], capture_output=True,
                             text=True, timeout=60, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert result.returncode == 0 and result.stdout.startswith('refused: '), result.stderr[-2000:]
@@ -403,10 +403,10 @@ def test_config_of_a_huge_network_takes_no_memory(saved, sizes):
 # Folders
 
 def test_folders_are_unique_at_the_same_moment(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder.time, 'strftime', lambda layout: '20200102-030405')
+    monkeypatch.setattr(storage.time, 'strftime', lambda layout: '20200102-030405')
     (tmp_path / 'logs').mkdir()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: run_folder.create(str(tmp_path / 'logs'), 'attention', {}), range(40)))
+        folders = list(pool.map(lambda _: storage.create(str(tmp_path / 'logs'), 'attention', {}), range(40)))
     assert len(set(folders)) == 40
     assert sorted(map(os.path.basename, folders)) == sorted(os.listdir(tmp_path / 'logs'))
     for folder in folders:
@@ -415,27 +415,27 @@ def test_folders_are_unique_at_the_same_moment(tmp_path, monkeypatch):
 
 
 def test_folder_is_never_an_existing_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder.time, 'strftime', lambda layout: '20200102-030405')
-    first = run_folder.create(str(tmp_path), 'attention', {})
+    monkeypatch.setattr(storage.time, 'strftime', lambda layout: '20200102-030405')
+    first = storage.create(str(tmp_path), 'attention', {})
     Path(first, 'config.json').write_text('mine')
     (tmp_path / '20200102-030405-attention-2').write_text('a file')
-    third = run_folder.create(str(tmp_path), 'attention', {})
+    third = storage.create(str(tmp_path), 'attention', {})
     assert third.endswith('-attention-3') and Path(first, 'config.json').read_text() == 'mine'
     assert not [name for name in os.listdir(tmp_path) if name.startswith('.')]
 
 
 def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
-    run_folder.check_writable(str(tmp_path / 'a' / 'b'))
+    storage.check_writable(str(tmp_path / 'a' / 'b'))
     assert os.listdir(tmp_path / 'a' / 'b') == []
     (tmp_path / 'a' / 'b' / 'run').mkdir()
-    run_folder.check_writable(str(tmp_path / 'a' / 'b'))
+    storage.check_writable(str(tmp_path / 'a' / 'b'))
     assert os.listdir(tmp_path / 'a' / 'b') == ['run']
 
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('mine')
     for folder in (tmp_path / 'file', tmp_path / 'file' / 'logs', Path('/proc/self/logs')):
-        assert str(folder) in refusal(run_folder.check_writable, str(folder))
+        assert str(folder) in refusal(storage.check_writable, str(folder))
     assert (tmp_path / 'file').read_text() == 'mine'
 
 
@@ -443,8 +443,8 @@ def test_folder_without_room(tmp_path, monkeypatch):
     def full(**kwargs):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(run_folder.tempfile, 'TemporaryFile', full)
-    message = refusal(run_folder.check_writable, str(tmp_path))
+    monkeypatch.setattr(storage.tempfile, 'TemporaryFile', full)
+    message = refusal(storage.check_writable, str(tmp_path))
     assert str(tmp_path) in message and 'No space left' in message
 
 
@@ -488,25 +488,25 @@ def test_failed_save_leaves_the_old_parameters(saved, monkeypatch):
     write = half_written(OSError('disk full'))
     monkeypatch.setattr(params_file.nd, 'save', lambda path, arrays: write(path))
     with pytest.raises(OSError, match='disk full'):
-        run_folder.save_params(folder, 'last', net)
+        storage.save_params(folder, 'last', net)
     assert (folder / 'last.params').read_bytes() == old
     assert sorted(os.listdir(folder)) == ['config.json', 'last.params']
 
 
 SAVE_WITH_LITTLE_ROOM = '''
 import os, resource, sys
-import run_folder
+from runs import storage
 from test_run_folder import make_net
 folder = sys.argv[1]
 path = os.path.join(folder, 'large.params')
-run_folder.save_params(folder, 'large', make_net(num_recurrent_units=40))
+storage.save_params(folder, 'large', make_net(num_recurrent_units=40))
 size = os.path.getsize(path)
 old = open(path, 'rb').read()
 for limit in (size // 2, size - 1, 100):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        run_folder.save_params(folder, 'large', make_net(seed=2, num_recurrent_units=40))
-    except (run_folder.RunError, OSError) as error:
+        storage.save_params(folder, 'large', make_net(seed=2, num_recurrent_units=40))
+    except (storage.RunError, OSError) as error:
         print('refused' if path in str(error) and str(error).isprintable() else str(error))
     print('kept' if open(path, 'rb').read() == old else f'replaced by {os.path.getsize(path)} of {size} bytes')
 '''

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+from system import cli
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -25,13 +27,13 @@ from mxnet import nd
 from mxnet.gluon import HybridBlock
 from PIL import Image, ImageSequence
 
-import cli
 import core
-import data
-import run_folder
 import sample
 import train_mnist
+from dataset import stream
 from idx import write_idx, write_mnist
+from pictures import paint
+from runs import storage
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 120  # seconds, for one process
@@ -180,7 +182,7 @@ def test_command_in_config_runs_again(plain_run):
 
 @pytest.mark.parametrize('name', ['best', 'last'])
 def test_mxnet_reads_the_parameters(attention_run, name):
-    net = run_folder.build_net(config_of(attention_run.folder)['arguments'])
+    net = storage.build_net(config_of(attention_run.folder)['arguments'])
     net.load_parameters(str(attention_run.folder / f'{name}.params'))
     assert all(np.isfinite(parameter.data().asnumpy()).all() for parameter in net.collect_params().values())
 
@@ -224,7 +226,7 @@ def test_run_ends_with_the_best_parameters(workplace, monkeypatch):
     assert train_mnist.main([*TINY, '-r', '0.03']) == 0
     folder = only_folder('results')
     assert config_of(folder)['validation']['bound'] == 8
-    best, _, _ = run_folder.load_net(folder, mx.cpu())
+    best, _, _ = storage.load_net(folder, mx.cpu())
     np.testing.assert_array_equal(at_the_end[0], best.z_to_dec.weight.data().asnumpy())
     assert (folder / 'best.params').read_bytes() != (folder / 'last.params').read_bytes()
     sample.main([str(folder), '-n', '10', '-o', 'out'])
@@ -295,13 +297,13 @@ def start_training(folder, *argv):
     """What train_mnist.train needs: Training, the stream of batches and the validation images."""
     args = parse(*SIZES, *argv)
     write_mnist(folder)
-    splits = data.load('mnist', folder, (28, 28))
+    splits = stream.load('mnist', folder, (28, 28))
     mx.random.seed(args.seed)
-    net = run_folder.build_net(vars(args))
+    net = storage.build_net(vars(args))
     net.initialize()
-    stream = data.TrainingStream(splits['train'], args.binarization, args.seed)
-    images = data.evaluation_images(splits['validation'], args.binarization)
-    return train_mnist.Training(net, args, [mx.cpu()]), stream, images
+    batches = stream.TrainingStream(splits['train'], args.binarization, args.seed)
+    images = stream.evaluation_images(splits['validation'], args.binarization)
+    return train_mnist.Training(net, args, [mx.cpu()]), batches, images
 
 
 def values(net):
@@ -310,10 +312,10 @@ def values(net):
 
 @pytest.mark.parametrize('attention', [[], ['--attention']], ids=['plain', 'attention'])
 def test_bound_goes_down(tmp_path, attention):
-    training, stream, images = start_training(tmp_path, '-t', '320', '-f', '80', '--log_freq', '32', '-r', '0.03',
+    training, batches, images = start_training(tmp_path, '-t', '320', '-f', '80', '--log_freq', '32', '-r', '0.03',
                                               *attention)
     log = Recorder()
-    train_mnist.train(training, stream, images, log, str(tmp_path), cli.Stop())
+    train_mnist.train(training, batches, images, log, str(tmp_path), cli.Stop())
     trained, validated = log.bounds('train'), log.bounds('validation')
     assert [seen for seen, _ in validated] == [80, 160, 240, 320]
     assert [seen for seen, _ in trained] == sorted({*range(32, 321, 32), 80, 160, 240, 320})
@@ -349,9 +351,9 @@ def test_static_graphs_train_like_imperative_code(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('num_images', [BATCH + 4, 5, BATCH], ids=str)
 def test_validation_is_the_average_over_the_images(tmp_path, num_images):
-    training, stream, images = start_training(tmp_path, '--attention', '-r', '0.01')
+    training, batches, images = start_training(tmp_path, '--attention', '-r', '0.01')
     for seen in range(0, 5 * BATCH, BATCH):
-        training.step(stream.batch(seen, BATCH))
+        training.step(batches.batch(seen, BATCH))
     images = images[:num_images]
     noise, draw = [], training._noise
     training._noise = lambda *args: noise.append(draw(*args)) or noise[-1]
@@ -376,7 +378,7 @@ def test_validation_is_the_average_over_the_images(tmp_path, num_images):
 
 
 def test_best_parameters_are_those_of_the_lowest_bound(tmp_path, monkeypatch):
-    training, stream, images = start_training(tmp_path, '-t', '64', '-f', '16')
+    training, batches, images = start_training(tmp_path, '-t', '64', '-f', '16')
     moments, bounds = [], iter([9., 4., 5., 6.])
 
     def validate(images):
@@ -384,36 +386,36 @@ def test_best_parameters_are_those_of_the_lowest_bound(tmp_path, monkeypatch):
         return next(bounds), 1., np.ones(T) / T
 
     monkeypatch.setattr(training, 'validate', validate)
-    train_mnist.train(training, stream, images, Recorder(), str(tmp_path), cli.Stop())
+    train_mnist.train(training, batches, images, Recorder(), str(tmp_path), cli.Stop())
     assert len(moments) == 4
     for name, moment in (('best', moments[1]), ('last', moments[3])):
-        run_folder.load_params(tmp_path, name, training.net)
+        storage.load_params(tmp_path, name, training.net)
         for key, array in values(training.net).items():
             np.testing.assert_array_equal(array, moment[key], err_msg=f'{name}: {key}')
 
 
 def test_weight_of_the_kl_grows_to_1(tmp_path):
-    training, stream, _ = start_training(tmp_path, '--kl_warmup', '64')
+    training, batches, _ = start_training(tmp_path, '--kl_warmup', '64')
     weights = []
     for seen in range(0, 6 * BATCH, BATCH):
         weights.append(training.kl_weight())
-        training.step(stream.batch(seen, BATCH))
+        training.step(batches.batch(seen, BATCH))
     assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
 @pytest.mark.parametrize('decay, expected', [('0', [1, 1, 1, 1, 1]), ('0.5', [1, 1, 1, 0.8, 0.4]),
                                              ('1', [1, 0.8, 0.6, 0.4, 0.2])])
 def test_learning_rate_falls_over_the_last_part(tmp_path, decay, expected):
-    training, stream, _ = start_training(tmp_path, '-t', str(5 * BATCH), '-r', '0.01', '--lr_decay', decay)
+    training, batches, _ = start_training(tmp_path, '-t', str(5 * BATCH), '-r', '0.01', '--lr_decay', decay)
     rates = []
     for seen in range(0, 5 * BATCH, BATCH):
-        training.step(stream.batch(seen, BATCH))
+        training.step(batches.batch(seen, BATCH))
         rates.append(training._trainer.learning_rate)
     np.testing.assert_allclose(rates, 0.01 * np.array(expected), rtol=1e-12)
 
 
 def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, monkeypatch):
-    training, stream, images = start_training(tmp_path, '-t', '640', '-f', '32', '--log_freq', '16')
+    training, batches, images = start_training(tmp_path, '-t', '640', '-f', '32', '--log_freq', '16')
     step, stop = training.step, cli.Stop()
 
     def interrupted(x):
@@ -422,14 +424,14 @@ def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, 
         step(x)
 
     monkeypatch.setattr(training, 'step', interrupted)
-    train_mnist.train(training, stream, images, Recorder(), str(tmp_path), stop)
+    train_mnist.train(training, batches, images, Recorder(), str(tmp_path), stop)
     assert training.seen == 64
     latest = values(training.net)
-    (parameters, *_), metadata = run_folder.load_checkpoint(tmp_path, training.net, num_groups=3)
+    (parameters, *_), metadata = storage.load_checkpoint(tmp_path, training.net, num_groups=3)
     assert metadata['samples_seen'] == 64
     for name, array in parameters.items():
         np.testing.assert_array_equal(array.asnumpy(), latest[name], err_msg=name)
-    run_folder.load_params(tmp_path, 'best', training.net)  # of the validation at 32
+    storage.load_params(tmp_path, 'best', training.net)  # of the validation at 32
     assert abs(values(training.net)['r_to_enc.weight'] - latest['r_to_enc.weight']).max() > 1e-4
 
 
@@ -470,13 +472,13 @@ def test_signal_saves_and_says_how_to_go_on(workplace, capsys, number, code):
     assert line.endswith(f'python train_mnist.py --resume {folder}')
     assert 'validation' not in config_of(folder)
     assert not list(folder.glob('*.tmp'))
-    net = run_folder.build_net(config_of(folder)['arguments'])
-    assert run_folder.load_checkpoint(folder, net, num_groups=3)[1]['samples_seen'] == seen
+    net = storage.build_net(config_of(folder)['arguments'])
+    assert storage.load_checkpoint(folder, net, num_groups=3)[1]['samples_seen'] == seen
     sample.main([str(folder), '-n', '1', '-o', 'out'])
     assert os.listdir('out') == ['sample_0.gif']
 
 
-@pytest.mark.parametrize('module, name', [(data, 'load'), (run_folder, 'build_net')])
+@pytest.mark.parametrize('module, name', [(stream, 'load'), (storage, 'build_net')])
 def test_ctrl_c_before_the_first_step(workplace, monkeypatch, capsys, module, name):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -507,9 +509,9 @@ def test_bound_that_is_not_finite_keeps_the_best_parameters(workplace, monkeypat
     assert 'not finite' in err and 'Traceback' not in err
     folder = only_folder('results')
     assert [(folder / 'best.params').read_bytes()] == best
-    net = run_folder.build_net(config_of(folder)['arguments'])
+    net = storage.build_net(config_of(folder)['arguments'])
     net.initialize()
-    run_folder.load_params(folder, 'last', net)  # refuses numbers that are not finite
+    storage.load_params(folder, 'last', net)  # refuses numbers that are not finite
     assert 64 < config_of(folder)['samples_seen'] <= 112
     assert 'validation' not in config_of(folder)
     sample.main([str(folder), '-n', '1', '-o', 'out'])
@@ -615,8 +617,8 @@ def test_counts_are_whole_numbers_from_1_on(capsys, option):
                                     '--latent_dim'])
 def test_training_takes_no_size_that_sampling_refuses(tmp_path, capsys, option):
     largest = parse(option, str(2 ** 16))
-    run_folder.write_config(tmp_path, {'arguments': vars(largest)})
-    assert run_folder.read_config(tmp_path)['arguments'] == vars(largest)
+    storage.write_config(tmp_path, {'arguments': vars(largest)})
+    assert storage.read_config(tmp_path)['arguments'] == vars(largest)
     with pytest.raises(SystemExit) as stop:
         parse(option, str(2 ** 16 + 1))
     assert stop.value.code == 2
@@ -751,16 +753,16 @@ def test_same_seed_same_bytes(attention_run, tmp_path):
 
 
 def test_sample_does_not_depend_on_how_many_are_drawn(attention_run, monkeypatch):
-    net, config, _ = run_folder.load_net(attention_run.folder, mx.cpu())
+    net, config, _ = storage.load_net(attention_run.folder, mx.cpu())
     arguments = config['arguments']
 
     def draw(num_samples):
-        paintings = sample.paint(net, arguments, seed=3, ctx=mx.cpu(), num_samples=num_samples)
+        paintings = paint.paint(net, arguments, seed=3, ctx=mx.cpu(), num_samples=num_samples)
         return np.stack([painting['probabilities'] for painting in paintings])
 
     seven = draw(7)
     np.testing.assert_allclose(draw(2), seven[:2], rtol=0, atol=1e-5)
-    monkeypatch.setattr(sample, '_CHUNK', 3)
+    monkeypatch.setattr(paint, '_CHUNK', 3)
     np.testing.assert_allclose(draw(7), seven, rtol=0, atol=1e-5)
     for i in range(1, 7):
         assert abs(seven[i] - seven[0]).max() > 1e-3
@@ -789,22 +791,22 @@ def test_reconstructions(attention_run, tmp_path, monkeypatch, capsys):
 
 
 def test_reconstructions_are_of_the_test_images(attention_run, tmp_path, monkeypatch):
-    net, config, _ = run_folder.load_net(attention_run.folder, mx.cpu())
+    net, config, _ = storage.load_net(attention_run.folder, mx.cpu())
     monkeypatch.chdir(tmp_path)  # where there is no folder data
     shutil.copytree(attention_run.cwd / 'data', 'elsewhere')
     painted = {}
 
-    def paint(*args, paint=sample.paint, **kwargs):
+    def noted(*args, original=paint.paint, **kwargs):
         painted.update(kwargs)
-        return paint(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(sample, 'paint', paint)
+    monkeypatch.setattr(paint, 'paint', noted)
     sample.main([str(attention_run.folder), '--reconstruct', '-n', '4', '--data_dir', 'elsewhere'])
-    test = data.load('mnist', 'elsewhere', (28, 28))['test'][:4]
+    test = stream.load('mnist', 'elsewhere', (28, 28))['test'][:4]
     images = painted['images']
     assert images.shape == (4, 784) and set(np.unique(images)) == {0, 1}
     assert (images[test == 0] == 0).all() and (images[test == 255] == 1).all()
-    reconstructions = sample.paint(net, config['arguments'], seed=0, ctx=mx.cpu(), images=images)
+    reconstructions = paint.paint(net, config['arguments'], seed=0, ctx=mx.cpu(), images=images)
     for i, reconstruction in enumerate(reconstructions):
         assert reconstruction['probabilities'].shape == (T + 1, 784)
         assert reconstruction['read_windows'].shape == reconstruction['write_windows'].shape == (T, 5)
@@ -1018,7 +1020,7 @@ def test_tensorboard_shows_the_pictures(tensorboard, attention_run):
 
 
 def test_tensorboard_shows_the_gradients(tensorboard, attention_run):
-    net = run_folder.build_net(config_of(attention_run.folder)['arguments'])
+    net = storage.build_net(config_of(attention_run.folder)['arguments'])
     found = tags(tensorboard, attention_run, 'histograms')
     assert found == {'kl_per_step', *(f'gradient/{name}' for name in net._collect_params_with_prefix())}
     histograms = tensorboard('plugin/histograms/histograms', run=attention_run.folder.name,

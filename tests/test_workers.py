@@ -11,16 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+from system import cli
+
 import mxnet as mx
 import numpy as np
 import pytest
 
-import cli
-import data
-import launch
-import run_folder
 import train_mnist
-import workers
+from dataset import stream
+from distributed import launch, workers
+from runs import storage
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 90  # seconds, for one command
@@ -43,7 +43,7 @@ def only_folder(logdir):
 
 def launcher(num_workers, *argv, options=()):
     """The command of a training with so many workers."""
-    return [sys.executable, ROOT / 'launch.py', '-n', str(num_workers), *options, ROOT / 'train_mnist.py',
+    return [sys.executable, '-m', 'distributed.launch', '-n', str(num_workers), *options, ROOT / 'train_mnist.py',
             *map(str, argv)]
 
 
@@ -64,7 +64,7 @@ def assert_same_parameters(folder, other, name):
 def assert_close(folder, other):
     for name in ('last.params', 'best.params'):
         assert_same_parameters(folder, other, name)
-    validation, expected = (run_folder.read_config(path)['validation'] for path in (folder, other))
+    validation, expected = (storage.read_config(path)['validation'] for path in (folder, other))
     assert validation['num_images'] == expected['num_images']
     assert validation['bound'] == pytest.approx(expected['bound'], rel=1e-5)
 
@@ -155,7 +155,7 @@ def test_resume_with_another_number_of_workers(workplace):
     done = launched(2, '--resume', folder, '-t', '192', *DIST)
     assert done.returncode == 0, done.stderr
     assert train_mnist.main(['--resume', str(folder), '-t', '320', '--kvstore', 'local', '--cpu_contexts', '2']) == 0
-    assert [sitting['samples_seen'] for sitting in run_folder.read_config(folder)['resumed']] == [96, 192]
+    assert [sitting['samples_seen'] for sitting in storage.read_config(folder)['resumed']] == [96, 192]
     assert_same_parameters(folder, whole, 'last.params')
 
 
@@ -171,9 +171,9 @@ class Alike:
 
 def test_every_image_of_an_epoch_is_read_once(workplace):
     """Also where batches straddle the epochs."""
-    images = data.load('mnist', 'data', (28, 28))['train']
+    images = stream.load('mnist', 'data', (28, 28))['train']
     args = train_mnist.parse_args(cli.Parser(prog='train_mnist.py'), [*ARGV, '-b', '12'])
-    net = run_folder.build_net(vars(args))
+    net = storage.build_net(vars(args))
     net.initialize()
     of_three = [train_mnist.Training(net, args, [mx.cpu()], Alike(rank, 3)) for rank in range(3)]
     numbers = []
@@ -349,7 +349,7 @@ def test_workers_share_the_processors(workplace, monkeypatch):
     processors, shown = len(os.sched_getaffinity(0)), []
     for name, value in (('OMP_NUM_THREADS', None), ('OMP_NUM_THREADS', '7'), ('MXNET_OMP_MAX_THREADS', '3')):
         environment = {key: text for key, text in os.environ.items() if key != 'OMP_NUM_THREADS'}
-        command = [sys.executable, ROOT / 'launch.py', '-n', '2', 'show.py']
+        command = [sys.executable, '-m', 'distributed.launch', '-n', '2', 'show.py']
         done = subprocess.run(command, env={**environment, **({name: value} if value else {})}, text=True,
                               stdout=subprocess.PIPE, timeout=TIME_OUT)
         shown.append(done.stdout.split('\n')[:-1])
@@ -362,19 +362,19 @@ def test_workers_share_the_processors(workplace, monkeypatch):
     ({'cpu_contexts': 2}, ['--gpu'], (True, None, 1)), ({'cpu_contexts': 2}, [], (False, None, 2))], ids=str)
 def test_resume_on_other_devices(workplace, stored, argv, expected):
     folder = train(logdir='results')
-    config = run_folder.read_config(folder)
+    config = storage.read_config(folder)
     config['arguments'].update(stored)
-    run_folder.write_config(folder, config)
+    storage.write_config(folder, config)
     args = train_mnist.parse_args(cli.Parser(prog='train_mnist.py'), ['--resume', str(folder), *argv])
     assert (args.gpu, args.gpus, args.cpu_contexts) == expected
 
 
 def test_run_from_before_the_new_arguments(workplace):
     folder = train('--lr_decay', '0', logdir='results')
-    config = run_folder.read_config(folder)
+    config = storage.read_config(folder)
     for name in ('lr_decay', 'gpus', 'cpu_contexts', 'kvstore', 'sync_timeout'):
         del config['arguments'][name]
-    run_folder.write_config(folder, config)
+    storage.write_config(folder, config)
     assert train_mnist.main(['--resume', str(folder), '-t', '640']) == 0
     assert_same_parameters(folder, train('--lr_decay', '0', '-t', '640', logdir='whole'), 'last.params')
 
@@ -393,7 +393,7 @@ def refusal(capsys, main, *argv):
     (['--gpus', '0,0'], "'0,0' is not a list of different whole numbers"),
     (['--gpus', '0,'], "'0,'"), (['--gpus', '-1'], '--gpus'), (['--gpus', 'all'], "'all'"),
     (['--gpu', '--gpus', '0'], 'only one of'), (['--cpu_contexts', '2', '--gpu'], 'only one of'),
-    (['--kvstore', 'horovod'], 'horovod'), (['--kvstore', 'dist_sync'], 'launch.py sets them'),
+    (['--kvstore', 'horovod'], 'horovod'), (['--kvstore', 'dist_sync'], 'distributed.launch sets them'),
     (['--cpu_contexts', '3'], '64 images cannot be shared evenly by 3 devices'),
     (['--cpu_contexts', '65'], 'at most 64'), (['--sync_timeout', '1e6'], 'at most 86400'),
     (['--sync_timeout', '0'], '--sync_timeout')], ids=str)

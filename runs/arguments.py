@@ -2,9 +2,10 @@
 import argparse
 import sys
 
-import cli
-import data
-import run_folder
+from system import cli
+
+from dataset import stream
+from runs import storage
 
 # What a resumed run may change; all else decides what the run is.
 MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
@@ -35,8 +36,8 @@ def _add_arguments(parser):
     add('--cpu_contexts', type=cli.count, metavar='N', default=1,
         help='share every batch, and the processors, among N contexts of the CPU, which compute at the same time')
     add('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
-        help='what adds up the gradients of several devices: the CPU, the devices, or, with workers that launch.py '
-             'started, a server; --batch_size is that of all together')
+        help='what adds up the gradients of several devices: the CPU, the devices, or, with workers that '
+             'distributed.launch started, a server; --batch_size is that of all together')
     add('--sync_timeout', type=cli.count, metavar='N', default=300,
         help='with dist_sync: seconds without a word from the other workers after which one gives up')
     add('--attention', action='store_true', help='read and write with selective attention')
@@ -45,10 +46,10 @@ def _add_arguments(parser):
     add('--write_size', '-aw', type=cli.count, metavar='N', default=5,
         help='with --attention: writes with N x N filters')
     add('--logdir', metavar='DIR', default='results', help='folder in which the run gets a folder of its own')
-    add('--dataset', choices=data.DATASETS, default='mnist',
+    add('--dataset', choices=stream.DATASETS, default='mnist',
         help='synthetic: digits drawn with a font, without files or network')
     add('--data_dir', metavar='DIR', default='data', help='folder of the MNIST files; they are downloaded if missing')
-    add('--binarization', choices=data.BINARIZATIONS, default='dynamic',
+    add('--binarization', choices=stream.BINARIZATIONS, default='dynamic',
         help='pixels drawn anew at each use, drawn once, or intensity > 0.5')
     add('--seed', type=cli.seed, metavar='N', default=0, help='of parameters, order, pixels and noise')
     add('--clip_norm', type=cli.positive, metavar='X', default=5.,
@@ -64,7 +65,7 @@ def _add_arguments(parser):
 
 
 def _check(parser, args):
-    largest = dict.fromkeys((*run_folder.SIZES, 'batch_size'), run_folder.MAX_SIZE)
+    largest = dict.fromkeys((*storage.SIZES, 'batch_size'), storage.MAX_SIZE)
     for name, limit in {**largest, 'cpu_contexts': 64, 'sync_timeout': 24 * 3600}.items():
         if getattr(args, name) > limit:
             parser.error(f'argument --{name}: at most {limit}, not {getattr(args, name)}')
@@ -96,8 +97,8 @@ def parse_args(parser, argv=None):
 def _resumed_args(parser, folder, argv):
     """The arguments of the run in `folder`, checked as a command line is, with the changes that `argv` makes."""
     try:
-        arguments = {'lr_decay': 0., **run_folder.read_config(folder)['arguments']}  # runs older than the flag
-    except run_folder.RunError as error:
+        arguments = {'lr_decay': 0., **storage.read_config(folder)['arguments']}  # runs older than the flag
+    except storage.RunError as error:
         parser.error(str(error))
     own = cli.Parser(prog=f'{parser.prog}: {folder}/config.json')
     _add_arguments(own)

@@ -176,8 +176,8 @@ def _place():
     """(rank, number of workers) from the environment."""
     missing = [name for name in _ENVIRONMENT if not os.environ.get(name)]
     if missing:
-        raise WorkersError(f'--kvstore dist_sync needs {", ".join(missing)} in the environment; launch.py sets '
-                           'them; --kvstore device trains alone')
+        raise WorkersError(f'--kvstore dist_sync needs {", ".join(missing)} in the environment; distributed.launch '
+                           'sets them; --kvstore device trains alone')
     for name in _ENVIRONMENT[2:]:
         if not os.environ[name].isdecimal():
             raise WorkersError(f'{name} must be a number, not {os.environ[name]!r}')

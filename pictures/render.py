@@ -6,10 +6,10 @@ height * width numbers, row by row.
 import io
 import math
 
+from system import files
+
 import numpy as np
 from PIL import GifImagePlugin, Image
-
-import files
 
 WRITE_COLOUR = (255, 0, 0)
 READ_COLOUR = (0, 255, 0)

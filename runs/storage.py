@@ -10,12 +10,13 @@ import tempfile
 import time
 from importlib import metadata
 
+from system import files
+
 from mxnet import nd
 
 import core
-import data
-import files
-import params_file
+from dataset import stream
+from runs import params_file
 
 _CHECKPOINT = 'checkpoint.params'
 SIZES = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim')
@@ -94,7 +95,7 @@ def read_config(folder):
             sizes += [arguments['read_size'], arguments['write_size']]
         if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f'sizes out of range: {sizes}')
-        if not (arguments['dataset'] in data.DATASETS and arguments['binarization'] in data.BINARIZATIONS
+        if not (arguments['dataset'] in stream.DATASETS and arguments['binarization'] in stream.BINARIZATIONS
                 and isinstance(arguments['data_dir'], str)):
             raise ValueError('no such data set')
     except OSError as error:

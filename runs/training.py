@@ -6,11 +6,11 @@ import numpy as np
 from mxnet import autograd, gluon, nd
 
 import core
-import data
-import run_folder
-from arguments import MAY_CHANGE, arguments_of
-from log import rewind
-from workers import Workers
+from dataset.noise import noise
+from distributed.workers import Workers
+from runs import storage
+from runs.arguments import MAY_CHANGE, arguments_of
+from runs.log import rewind
 
 _VALIDATION_SEED = 0  # of the noise in validation bounds, so that moments and runs compare
 _PROGRESS = ('samples_seen', 'num_updates', 'best_bound', 'seconds')  # what a checkpoint says of it
@@ -97,7 +97,7 @@ class Training:
         return self._noise_ahead[1]
 
     def _noise(self, seed, purpose, position):
-        return data.noise(seed, purpose, position + self._first, self.part, vars(self.args))
+        return noise(seed, purpose, position + self._first, self.part, vars(self.args))
 
     def kl_weight(self):
         """Weight of the KL in the training objective: grows linearly to 1 over the first args.kl_warmup samples."""
@@ -120,7 +120,7 @@ class Training:
         adam = self._trainer._updaters[0].states  # Trainer.save_states would be a pickle
         groups = [{name: parameter.list_data()[0] for _, name, parameter in self._numbered()},
                   *({name: adam[k][moment] for k, name, _ in self._numbered()} for moment in range(2))]
-        run_folder.save_checkpoint(folder, self.net, groups, {
+        storage.save_checkpoint(folder, self.net, groups, {
             'samples_seen': self.seen, 'num_updates': self._trainer._optimizer.num_update,
             'best_bound': self.best_bound, 'seconds': self.seconds, 'event_files': log.sizes(),
             'arguments': arguments_of(self.args)})
@@ -128,7 +128,7 @@ class Training:
     def resume(self, folder):
         """Take up where the checkpoint in `folder` ends, or start anew where there is none yet; rewinds the log.
 
-        Only worker 0 needs the folder; the others get its state. Raises run_folder.RunError.
+        Only worker 0 needs the folder; the others get its state. Raises storage.RunError.
         """
         groups, metadata = self._read_checkpoint(folder) if self.workers.rank == 0 else (None, None)
         numbers = self.workers.gather(metadata and [metadata[key] for key in _PROGRESS])[0]
@@ -148,7 +148,7 @@ class Training:
 
     def _read_checkpoint(self, folder):
         """The checkpoint as (state, metadata), all checked, or (None, None)."""
-        checkpoint = run_folder.load_checkpoint(folder, self.net, num_groups=3)
+        checkpoint = storage.load_checkpoint(folder, self.net, num_groups=3)
         if checkpoint is None:
             rewind(folder, {})
             return None, None
@@ -158,26 +158,26 @@ class Training:
         if not (all(type(n) is int and n > 0 for n in numbers[:2]) and all(type(n) is float for n in numbers[2:])
                 and isinstance(metadata.get('event_files'), dict) and isinstance(metadata.get('arguments'), dict)
                 and all(type(n) is int and n >= 0 for n in metadata['event_files'].values())):
-            raise run_folder.RunError(f'{path} is damaged: its metadata is incomplete')
+            raise storage.RunError(f'{path} is damaged: its metadata is incomplete')
         for name, value in arguments_of(self.args).items():
             if name not in MAY_CHANGE and metadata['arguments'].get(name) != value:
-                raise run_folder.RunError(f'{folder}/config.json was changed: {name} is {value!r}, but '
+                raise storage.RunError(f'{folder}/config.json was changed: {name} is {value!r}, but '
                                           f'{metadata["arguments"].get(name)!r} in checkpoint.params')
         if numbers[2] < float('inf'):
-            run_folder.load_params(folder, 'best', self.net)  # the end of the run needs it
+            storage.load_params(folder, 'best', self.net)  # the end of the run needs it
         rewind(folder, metadata['event_files'])
         return groups, metadata
 
     def load_best(self, folder):
-        """Put best.params, which worker 0 reads from `folder`, into the network. Raises run_folder.RunError."""
+        """Put best.params, which worker 0 reads from `folder`, into the network. Raises storage.RunError."""
         if self.workers.rank == 0:
-            run_folder.load_params(folder, 'best', self.net)
+            storage.load_params(folder, 'best', self.net)
         for _, _, parameter in self._numbered():
             parameter.set_data(nd.array(self.workers.broadcast(parameter.list_data()[0].asnumpy())))
 
     def _numbered(self):
         """(number in the optimizer, name, parameter) of every parameter."""
-        names = {id(parameter): name for name, parameter in run_folder.parameters(self.net).items()}
+        names = {id(parameter): name for name, parameter in storage.parameters(self.net).items()}
         return [(k, names[id(parameter)], parameter) for k, parameter in enumerate(self._trainer._params)]
 
     def validate(self, images):

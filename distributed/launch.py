@@ -1,7 +1,7 @@
 """Start a training of several workers, watch over it, and leave no process behind.
 
-    python launch.py -n 2 train_mnist.py --attention --kvstore dist_sync
-    python launch.py -n 4 --hosts a,b train_mnist.py --kvstore dist_sync     # a and b by SSH
+    python -m distributed.launch -n 2 train_mnist.py --attention --kvstore dist_sync
+    python -m distributed.launch -n 4 --hosts a,b train_mnist.py --kvstore dist_sync     # a and b by SSH
 
 Starts what MXNet's parameter server wants: one scheduler (here), servers and workers. MXNet itself never notices that
 one of them is gone: here, the end of one with an error ends all.
@@ -21,7 +21,7 @@ import time
 
 _ENVIRONMENT = dict(os.environ)  # before cli sets the number of threads for this process
 
-import cli  # noqa: E402
+from system import cli, devices  # noqa: E402
 
 _GRACE = 5  # seconds between SIGTERM and SIGKILL
 _SERVE = [sys.executable, '-c', 'import mxnet']  # with DMLC_ROLE=server or scheduler the import does not return
@@ -77,7 +77,7 @@ class Process:
 
     def __init__(self, name, host, share, environment, command):
         self.name = f'{name} on {host}' if host else name
-        line = [sys.executable, os.path.abspath(__file__), '--guard', str(share), str(len(environment)),
+        line = [sys.executable, '-m', 'distributed.launch', '--guard', str(share), str(len(environment)),
                 *(f'{key}={value}' for key, value in environment.items()), *command]
         if host:
             line = ['ssh', '-o', 'BatchMode=yes', '-o', 'ServerAliveInterval=15', host,
@@ -117,7 +117,7 @@ def start(args, services, workers):
     for k in range(args.num_servers):
         own = {**environment, 'DMLC_ROLE': 'server'}
         services.append(Process(f'server {k}', hosts[k % len(hosts)], 0, own, _SERVE))
-    share = -(-args.num_workers // len(hosts)) * cli.cpu_contexts(args.command)
+    share = -(-args.num_workers // len(hosts)) * devices.cpu_contexts(args.command)
     for k in range(args.num_workers):
         own = {**environment, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': k}
         workers.append(Process(f'worker {k}', hosts[k % len(hosts)], share, own, [sys.executable, *args.command]))
@@ -153,7 +153,7 @@ def run(args):
         for process in (*workers, *services):
             process.wait()
     if failed:
-        print(f'launch.py: {failed.name} ended with exit code {failed.code()}; all others were ended too',
+        print(f'distributed.launch: {failed.name} ended with exit code {failed.code()}; all others were ended too',
               file=sys.stderr)
         return 2 if failed.code() == 2 else 1
     return 130 if stop.signal == signal.SIGINT else 0
@@ -169,9 +169,12 @@ def parse_args(parser, argv=None):
              'this folder at the same paths; this host alone if not given')
     add('--address', metavar='IP', help='of this host, as the others reach it; found if not given')
     add('--port', type=cli.count, metavar='N', help='of the scheduler; any free one if not given')
+    add('--module', '-m', action='store_true', help='SCRIPT is the name of a module, as in python -m')
     add('command', metavar='SCRIPT', nargs=argparse.PARSER, help='the script and its arguments')
     args = parser.parse_args(argv)
-    if not os.path.isfile(args.command[0]):
+    if args.module:
+        args.command.insert(0, '-m')
+    elif not os.path.isfile(args.command[0]):
         parser.error(f'argument SCRIPT: {args.command[0]} is not a file')
     if args.hosts and not all(host and not host.startswith('-') for host in args.hosts):
         parser.error('argument --hosts: names with commas between them, as a,b')
@@ -209,7 +212,7 @@ def _free_port(parser, address, port):
 
 
 def main(argv=None):
-    return run(parse_args(cli.Parser(prog='launch.py', description=__doc__.splitlines()[0]), argv))
+    return run(parse_args(cli.Parser(prog='distributed.launch', description=__doc__.splitlines()[0]), argv))
 
 
 if __name__ == '__main__':

@@ -11,11 +11,11 @@ import json
 import os
 import struct
 
+from system import files
+
 import numpy as np
 from mxnet import nd
 from mxnet.base import MXNetError
-
-import files
 
 _LIST_MAGIC, _ARRAY_MAGIC, _DENSE = 0x112, 0xF993FAC9, 0
 _TYPES = {0: '<f4', 2: '<f2'}  # MXNet's numbers for float32 and float16

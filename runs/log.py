@@ -9,8 +9,7 @@ from mxboard.proto.event_pb2 import Event
 from mxboard.proto.summary_pb2 import HistogramProto, Summary
 from mxboard.summary import histogram_summary, image_summary, scalar_summary, text_summary
 
-import render
-import sample
+from pictures import paint, render
 
 _PREVIEW = 16  # samples and reconstructions per picture
 _PREVIEW_SEED = 0  # the same noise at every moment, so that pictures compare
@@ -74,9 +73,9 @@ class Log:
     def pictures(self, net, images, seen, ctx):
         """Samples from the prior by time step, and reconstructions below the images they are of."""
         arguments, images = self._arguments, images[:_PREVIEW]
-        samples = sample.paint(net, arguments, seed=_PREVIEW_SEED, ctx=ctx, num_samples=_PREVIEW)
-        self._picture('samples/by_time_step', sample.sheet(samples, arguments), seen)
-        painted = sample.paint(net, arguments, seed=_PREVIEW_SEED, ctx=ctx, images=images)
+        samples = paint.paint(net, arguments, seed=_PREVIEW_SEED, ctx=ctx, num_samples=_PREVIEW)
+        self._picture('samples/by_time_step', paint.sheet(samples, arguments), seen)
+        painted = paint.paint(net, arguments, seed=_PREVIEW_SEED, ctx=ctx, images=images)
         pairs = np.stack([images, [painting['probabilities'][-1] for painting in painted]])
         pairs = pairs.reshape((2, len(images), arguments['input_height'], arguments['input_width']))
         self._picture('reconstructions/below_their_originals', render.sheet(pairs), seen)

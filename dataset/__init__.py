@@ -1,0 +1,1 @@
+"""Images: MNIST or synthetic digits, their binarization, and the noise that goes with them."""

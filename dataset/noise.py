@@ -1,0 +1,42 @@
+"""The one source of randomness: numbers that are a function of a seed, a purpose and a position."""
+import zlib
+
+import numpy as np
+
+
+def generator(seed, purpose, position=0):
+    """The one source of randomness: a random generator that is a pure function of the arguments.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0.
+    purpose : str
+        What the numbers are for; two purposes get independent numbers.
+    position : int
+        At least 0, e.g. the number of samples seen: (seed, position) is all that a run needs to go on.
+
+    Returns
+    -------
+    numpy.random.Generator
+    """
+    key = (zlib.crc32(purpose.encode()), position)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def noise(seed, purpose, first, size, arguments):
+    """Standard normal eps, shape (num_steps, size, latent_dim), for the images first .. first + size - 1.
+
+    Every image has noise of its own, so that nothing depends on the batch, or on the part of it, that it is in.
+
+    Parameters
+    ----------
+    seed : int
+    purpose : str
+    first, size : int
+    arguments : dict
+        The run's arguments (config.json).
+    """
+    shape = arguments['num_steps'], arguments['latent_dim']
+    return np.stack([generator(seed, purpose, first + i).standard_normal(shape, dtype=np.float32)
+                     for i in range(size)], axis=1)

@@ -1,0 +1,159 @@
+"""Grey-level images, their binarization, and the endless stream of training images.
+
+Grey levels are uint8 intensities 0..255, one image per row of an array, its pixels row by row. The model sees
+float32 pixels that are 0 or 1.
+"""
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset.mnist import MAX_BYTES, DataError, load_mnist
+from dataset.noise import generator
+from dataset.synthetic import draw_synthetic
+
+DATASETS = ('mnist', 'synthetic')
+SPLITS = ('train', 'validation', 'test')
+BINARIZATIONS = ('dynamic', 'static', 'threshold')
+
+
+def load(dataset, data_dir, image_shape):
+    """Grey-level images of a dataset.
+
+    'mnist': the last sixth of the training file is the validation split (50,000 + 10,000 images). Only the
+    two image files are read, raw or .gz. If one of them is missing, all missing MNIST files are downloaded;
+    the labels, which DRAW does not need, only if a mirror has them.
+
+    'synthetic': 20,000 + 2,000 + 2,000 synthetic digits, which are not MNIST: the font that Pillow carries,
+    deformed at random. They are the same at every call (with one version of Pillow) and are not stored.
+
+    Parameters
+    ----------
+    dataset : str
+        'mnist' or 'synthetic'.
+    data_dir : str or path
+        Folder of the MNIST files; not used by 'synthetic'.
+    image_shape : tuple of int
+        (height, width) in pixels, to which images of another shape are resized.
+
+    Returns
+    -------
+    dict
+        For each of SPLITS a uint8 array (n, height * width) of intensities 0..255.
+
+    Raises
+    ------
+    DataError
+    """
+    if dataset not in DATASETS:
+        raise DataError(f'the dataset must be {" or ".join(DATASETS)}, not {dataset}')
+    splits = load_mnist(Path(data_dir)) if dataset == 'mnist' else draw_synthetic()
+    return {split: _resize(images, image_shape) for split, images in zip(SPLITS, splits)}
+
+
+def _resize(images, image_shape):
+    """(n, any height, any width) -> (n, height * width).
+
+    Pillow's bilinear filter averages when it shrinks (no aliasing) and has no negative weights (no ringing).
+    """
+    height, width = image_shape
+    if len(images) * height * width > MAX_BYTES:
+        raise DataError(f'{len(images)} images of {height}x{width} pixels are more than {MAX_BYTES} bytes')
+    if images.shape[1:] != (height, width):
+        source, images = images, np.empty((len(images), height, width), dtype=np.uint8)
+        for i, image in enumerate(source):
+            images[i] = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return images.reshape(-1, height * width)
+
+
+def binarize(intensities, binarization, rng):
+    """Pixels 0 or 1 from intensities.
+
+    Parameters
+    ----------
+    intensities : uint8 array
+    binarization : str
+        'dynamic' and 'static': Bernoulli with p = intensity / 255; 'threshold': intensity / 255 > 0.5.
+    rng : numpy.random.Generator
+        Gives one 64-bit number for each pixel, in order; not used by 'threshold'.
+
+    Returns
+    -------
+    float32 array of the same shape
+    """
+    if binarization not in BINARIZATIONS:
+        raise ValueError(f'binarization must be one of {", ".join(BINARIZATIONS)}, not {binarization}')
+    if binarization == 'threshold':
+        return (intensities > 127).astype(np.float32)
+    return (rng.random(intensities.shape) * 255 < intensities).astype(np.float32)
+
+
+def evaluation_images(intensities, binarization):
+    """Binarize once and for all, independent of any seed, so that all runs are compared on the same pixels.
+
+    Parameters
+    ----------
+    intensities : uint8 array (n, pixels)
+    binarization : str
+        'dynamic' and 'static' give the same pixels.
+
+    Returns
+    -------
+    float32 array (n, pixels) of 0 and 1
+    """
+    rng = generator(0, 'fixed pixels')
+    pixels = np.empty(intensities.shape, dtype=np.float32)
+    for start in range(0, len(pixels), 1000):  # in parts: the random numbers take 8 bytes a pixel
+        pixels[start:start + 1000] = binarize(intensities[start:start + 1000], binarization, rng)
+    return pixels
+
+
+class TrainingStream:
+    """The endless stream of training images: every epoch is a fresh permutation of all images.
+
+    An image of the stream is a function of the seed and its number alone. So a run can go on anywhere, and
+    workers that share a batch get together what one worker would get.
+
+    Parameters
+    ----------
+    intensities : uint8 array (n, pixels)
+    binarization : str
+        'dynamic': pixels drawn anew each time an image is used; 'static': drawn once, the same for every
+        seed; 'threshold': not drawn.
+    seed : int
+    """
+
+    def __init__(self, intensities, binarization, seed):
+        self._dynamic = binarization == 'dynamic'
+        fixed = None if self._dynamic else evaluation_images(intensities, binarization)
+        self._images = intensities if self._dynamic else fixed.astype(np.uint8)
+        self._seed = seed
+        self._orders = {}
+
+    def batch(self, position, batch_size):
+        """Images number position ... position + batch_size - 1; a batch may straddle epochs.
+
+        Parameters
+        ----------
+        position, batch_size : int
+
+        Returns
+        -------
+        float32 array (batch_size, pixels) of 0 and 1
+        """
+        n, pixels = self._images.shape
+        numbers = range(position, position + batch_size)
+        images = self._images[[self._order(number // n)[number % n] for number in numbers]]
+        if not self._dynamic:
+            return images.astype(np.float32)
+        rng = generator(self._seed, 'dynamic pixels')
+        rng.bit_generator.advance(position * pixels)  # past the numbers of all earlier images
+        return binarize(images, 'dynamic', rng)
+
+    def _order(self, epoch):
+        """Permutation of an epoch. The latest two are kept, for batches that straddle epochs."""
+        if epoch not in self._orders:
+            if len(self._orders) == 2:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = generator(self._seed, 'order', epoch).permutation(len(self._images))
+        return self._orders[epoch]

@@ -1,0 +1,40 @@
+"""Synthetic digits: the font that Pillow carries, deformed at random."""
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from dataset.noise import generator
+
+_COUNTS = (20000, 2000, 2000)  # training, validation, test
+
+
+def draw_synthetic():
+    """Images of the three splits, 28x28 pixels."""
+    rng = generator(0, 'synthetic digits')
+    n = sum(_COUNTS)
+    glyphs = [_draw_glyph(digit, stroke_width) for digit in '0123456789' for stroke_width in (0, 2, 4, 6)]
+    kinds = rng.integers(len(glyphs), size=n)
+    angles = np.radians(rng.uniform(-12, 12, size=n))
+    shears = rng.uniform(-0.15, 0.35, size=n)  # more often to the right, as in handwriting
+    x_scales, y_scales = 2 / rng.uniform(0.8, 1.05, size=(2, n))  # a glyph has 2 pixels for one of the image
+    shifts = rng.uniform(-1.5, 1.5, size=(n, 2))
+    # Pillow wants the way back: the point of the glyph (56x56) for a point of the image (28x28).
+    rotations = np.array([[np.cos(angles), np.sin(angles)], [-np.sin(angles), np.cos(angles)]])
+    stretches = np.array([[x_scales, shears * x_scales], [np.zeros(n), y_scales]])
+    matrices = np.einsum('ijn,jkn->nik', stretches, rotations)
+    offsets = 28 - np.einsum('nij,nj->ni', matrices, 14 + shifts)
+    images = np.empty((n, 28, 28), dtype=np.uint8)
+    for i, (matrix, offset) in enumerate(zip(matrices, offsets)):
+        affine = (*matrix[0], offset[0], *matrix[1], offset[1])
+        glyph = glyphs[kinds[i]]
+        images[i] = glyph.transform((28, 28), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    return np.split(images, np.cumsum(_COUNTS)[:-1])
+
+
+def _draw_glyph(digit, stroke_width):
+    """A digit 40 pixels high in the middle of 56x56, with soft edges; stroke_width in quarter pixels."""
+    large = Image.new('L', (320, 320))
+    font = ImageFont.load_default(size=224)
+    ImageDraw.Draw(large).text((160, 160), digit, fill=255, font=font, anchor='mm', stroke_width=stroke_width)
+    left, top, right, bottom = large.getbbox()
+    x, y = (left + right) // 2, (top + bottom) // 2
+    return large.crop((x - 112, y - 112, x + 112, y + 112)).reduce(4).filter(ImageFilter.GaussianBlur(0.7))

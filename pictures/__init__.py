@@ -1,0 +1,1 @@
+"""What a trained network paints, and arrays made into pictures."""

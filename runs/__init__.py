@@ -1,0 +1,1 @@
+"""A training: its arguments, its steps, its folder, and what TensorBoard shows of it."""

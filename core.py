@@ -20,7 +20,6 @@ STATIC = {'static_alloc': True, 'static_shape': True}  # for hybridize; one forw
 # Beyond these limits no filter changes in float32; without them exp() overflows, and inf * 0 is nan.
 _LOG_SIGMA2_LIMITS = {'a_min': -20, 'a_max': 20}
 _LOG_DELTA_LIMITS = {'a_min': -20, 'a_max': 12}  # a stride of e^12 images is far outside, and a - mu still exact
-_OUTSIDE = -1e30  # a logit that softmax turns into exactly 0
 
 
 def _sigmoid(F, x):
@@ -35,9 +34,9 @@ def _columns(F, x, begin, end):
     return F.slice_axis(x, axis=1, begin=begin, end=end)
 
 
-def _expand(F, x, size, factor=1.):
-    """factor * x repeated along axis 1: (batch, 1) -> (batch, size)."""
-    return F.dot(x, F.full((1, size), factor))
+def _expand(F, x, size):
+    """x repeated along axis 1: (batch, 1) -> (batch, size)."""
+    return F.dot(x, F.ones((1, size)))
 
 
 def _check_sizes(**sizes):
@@ -46,17 +45,13 @@ def _check_sizes(**sizes):
             raise ValueError(f'{name} must be at least 1, not {size}')
 
 
-def _dense(units, in_units, use_bias=True, bias=0., factor_type='avg'):
+def _dense(units, in_units=0, use_bias=True, bias=0., factor_type='avg'):
     return nn.Dense(units, in_units=in_units, use_bias=use_bias, bias_initializer=init.Constant(bias),
                     weight_initializer=init.Xavier(factor_type=factor_type))
 
 
-def filterbank(F, params, filter_size, image_shape):
-    """Gaussian filters of an attention window, Eqns. 19-26 (Sec. 3.2).
-
-    Both banks are one softmax over the pixels, which is Eqns. 25-26 with the exact normalisers Z: every row sums to
-    1 and nothing divides by zero, also for a window far outside the image. log sigma^2 is clipped to [-20, 20] and
-    log delta~ to [-20, 12], where no float32 filter changes any more.
+def filter_centres(F, params, filter_size, image_shape):
+    """Where the Gaussian filters of an attention window stand and how wide they are, Eqns. 19-24 (Sec. 3.2).
 
     Parameters
     ----------
@@ -70,39 +65,48 @@ def filterbank(F, params, filter_size, image_shape):
 
     Returns
     -------
+    mu_X, mu_Y : each (batch, N), in pixels, of which the first is 1
+    sigma2 : (batch, 1), variance, in pixels^2
+    """
+    N, (height, width) = filter_size, image_shape
+    g_x, g_y, log_sigma2, log_delta = (_columns(F, params, k, k + 1) for k in range(4))  # each (batch, 1)
+    stride = (max(width, height) - 1) / max(N - 1, 1)
+    delta = stride * F.exp(F.clip(log_delta, **_LOG_DELTA_LIMITS))                       # Eqn. 24
+    i = F.arange(0.5 - N / 2, N / 2)                                                     # i - N/2 - 0.5 for i = 1..N
+    offsets = F.dot(delta, F.reshape(i, (1, N)))                                         # (batch, N)
+    mu_x, mu_y = (_expand(F, (length + 1) / 2 * (g + 1), N) + offsets                    # Eqns. 19-20, 22-23
+                  for g, length in ((g_x, width), (g_y, height)))
+    return mu_x, mu_y, F.exp(F.clip(log_sigma2, **_LOG_SIGMA2_LIMITS))
+
+
+def filterbank(F, params, filter_size, image_shape):
+    """Gaussian filters of an attention window, Eqns. 19-26 (Sec. 3.2).
+
+    A bank is a softmax over the pixels, which is Eqns. 25-26 with the exact normalisers Z: every row sums to 1 and
+    nothing divides by zero, also for a window far outside the image. log sigma^2 is clipped to [-20, 20] and
+    log delta~ to [-20, 12], where no float32 filter changes any more.
+
+    Parameters
+    ----------
+    As `filter_centres`.
+
+    Returns
+    -------
     F_x : (batch, N, width), horizontal filters
     F_y : (batch, N, height), vertical filters
     gamma : (batch, 1), intensity
     """
     N, (height, width) = filter_size, image_shape
-    length = max(height, width)
-    centre = _columns(F, params, 0, 2)                                                   # (batch, 2): g~_X, g~_Y
-    precision = F.exp(-F.clip(_columns(F, params, 2, 3), **_LOG_SIGMA2_LIMITS))          # (batch, 1): 1 / sigma^2
-    delta = F.exp(F.clip(_columns(F, params, 3, 4), **_LOG_DELTA_LIMITS))                # (batch, 1): delta~
-    gamma = F.exp(_columns(F, params, 4, 5))
+    mu_x, mu_y, sigma2 = filter_centres(F, params, N, image_shape)
 
-    # Eqns. 19-20, 22-24: mu = g + (i - N/2 - 0.5) * delta for i = 1..N, along X then along Y, as one linear map.
-    x_rows = F.concat(F.full((N,), (width + 1) / 2), F.zeros((N,)), dim=0)
-    y_rows = F.concat(F.zeros((N,)), F.full((N,), (height + 1) / 2), dim=0)
-    g = F.FullyConnected(centre, F.stack(x_rows, y_rows, axis=1), x_rows + y_rows, num_hidden=2 * N)  # Eqns. 22-23
-    stride = (length - 1) / max(N - 1, 1)                                                # Eqn. 24
-    offsets = F.tile(F.arange(0.5 - N / 2, N / 2) * stride, reps=2)                      # (2N,)
-    mu = g + F.dot(delta, F.reshape(offsets, (1, -1)))                                   # (batch, 2N)
+    def bank(mu, length):
+        distance = F.FullyConnected(F.reshape(mu, (-1, 1)), F.full((length, 1), -1.), F.arange(1, length + 1),
+                                    num_hidden=length)                                   # (batch * N, length): a - mu
+        squares = F.reshape(F.square(distance), (-1, N * length))
+        logits = F.reshape(squares * _expand(F, -0.5 / sigma2, N * length), (-1, N, length))
+        return F.softmax(logits, axis=-1)                                                # Eqns. 25-26, divided by Z
 
-    # Eqns. 25-26: -(a - mu)^2 / (2 sigma^2) for the pixels a = 1..A (and b = 1..B), then the normaliser Z.
-    distance = F.FullyConnected(F.reshape(mu, (-1, 1)), F.full((length, 1), -1.), F.arange(1, length + 1),
-                                num_hidden=length)                                       # (batch * 2N, length)
-    squares = F.square(F.reshape(distance, (-1, 2 * N * length)))
-    logits = F.reshape(squares * _expand(F, precision, 2 * N * length, -0.5), (-1, 2 * N, length))
-    if height != width:
-        last = F.reshape(F.concat(F.full((N,), width), F.full((N,), height), dim=0), (1, -1, 1))
-        pixels = F.reshape(F.arange(1, length + 1), (1, 1, -1))
-        logits = F.broadcast_add(logits, F.broadcast_greater(pixels, last) * _OUTSIDE)
-    filters = F.softmax(logits, axis=-1)
-    F_x, F_y = (F.slice_axis(filters, axis=1, begin=k * N, end=(k + 1) * N) for k in range(2))
-    if height != width:  # a slice of everything would still be a copy
-        F_x, F_y = F.slice_axis(F_x, axis=2, begin=0, end=width), F.slice_axis(F_y, axis=2, begin=0, end=height)
-    return F_x, F_y, gamma
+    return bank(mu_x, width), bank(mu_y, height), F.exp(_columns(F, params, 4, 5))
 
 
 class _Window(HybridBlock):
@@ -116,17 +120,9 @@ class _Window(HybridBlock):
         if not 1 <= filter_size <= min(image_shape):
             raise ValueError(f'filter_size must be from 1 to {min(image_shape)} for {image_shape[0]}x{image_shape[1]} '
                              f'images (height x width), not {filter_size}')
-        self._filter_size, self._image_shape = filter_size, tuple(image_shape)
-
-    def build(self, num_recurrent_units, image_shape):
-        _check_same_shape(self._image_shape, image_shape)
+        self.filter_size, self.image_shape = filter_size, tuple(image_shape)
         with self.name_scope():
-            self.window = _dense(5, num_recurrent_units, bias=np.array(self._first_window))
-
-
-def _check_same_shape(own, image_shape):
-    if own != tuple(image_shape):
-        raise ValueError(f'a block for {own} images (height, width) in a network for {tuple(image_shape)}')
+            self.window = _dense(5, bias=np.array(self._first_window))
 
 
 class NoAttentionRead(HybridBlock):
@@ -141,10 +137,7 @@ class NoAttentionRead(HybridBlock):
         - x_hat_t, (batch, height * width), and no window (None). The other half of r_t is x.
     """
 
-    static = True  # x is the same at every step: DRAW multiplies it once, before the first
-
-    def build(self, num_recurrent_units, image_shape):
-        self.num_values = image_shape[0] * image_shape[1]
+    whole = True  # x is the same at every step: DRAW multiplies it once, before the first
 
     def hybrid_forward(self, F, x, mean, h_dec):
         return x - mean, None                                                            # Eqn. 3
@@ -169,18 +162,14 @@ class SelectiveAttentionRead(_Window):
         - r_t, the glimpse of x and then that of x_hat_t, (batch, 2 * N * N), and the window (batch, 5).
     """
 
-    static = False
+    whole = False
     _first_window = 0, 0, 2.5, -1, 0
 
-    def build(self, num_recurrent_units, image_shape):
-        super().build(num_recurrent_units, image_shape)
-        self.num_values = 2 * self._filter_size ** 2
-
     def hybrid_forward(self, F, x, mean, h_dec):
-        N = self._filter_size
+        N = self.filter_size
         window = self.window(h_dec)                                                      # Eqn. 21
-        F_x, F_y, gamma = filterbank(F, window, N, self._image_shape)
-        rows_x, rows_mean = (F.batch_dot(F_y, F.reshape(image, (-1,) + self._image_shape)) for image in (x, mean))
+        F_x, F_y, gamma = filterbank(F, window, N, self.image_shape)
+        rows_x, rows_mean = (F.batch_dot(F_y, F.reshape(image, (-1,) + self.image_shape)) for image in (x, mean))
         # Eqn. 3 after the filters, which are linear: N rows are subtracted, not B.
         rows = F.reshape(F.stack(rows_x, rows_x - rows_mean, axis=1), (0, -3, 0))        # (batch, 2N, A)
         r = F.batch_dot(rows, F_x, transpose_b=True)                                     # (batch, 2N, N), Eqn. 27
@@ -204,12 +193,9 @@ class NoAttentionWrite(HybridBlock):
 
     def __init__(self, image_shape, **kwargs):
         super().__init__(**kwargs)
-        self._image_shape = tuple(image_shape)
-
-    def build(self, num_recurrent_units, image_shape):
-        _check_same_shape(self._image_shape, image_shape)
+        self.image_shape = tuple(image_shape)
         with self.name_scope():
-            self.image = _dense(image_shape[0] * image_shape[1], num_recurrent_units)
+            self.image = _dense(image_shape[0] * image_shape[1])
 
     def hybrid_forward(self, F, h_dec):
         return self.image(h_dec), None
@@ -234,15 +220,15 @@ class SelectiveAttentionWrite(_Window):
 
     _first_window = 0, 0, 2.2, 0, 0
 
-    def build(self, num_recurrent_units, image_shape):
-        super().build(num_recurrent_units, image_shape)
+    def __init__(self, filter_size, image_shape, **kwargs):
+        super().__init__(filter_size, image_shape, **kwargs)
         with self.name_scope():
-            self.patch = _dense(self._filter_size ** 2, num_recurrent_units)
+            self.patch = _dense(filter_size ** 2)
 
     def hybrid_forward(self, F, h_dec):
-        N, (height, width) = self._filter_size, self._image_shape
+        N, (height, width) = self.filter_size, self.image_shape
         window = self.window(h_dec)                                                      # Eqn. 21
-        F_x, F_y, gamma = filterbank(F, window, N, self._image_shape)
+        F_x, F_y, gamma = filterbank(F, window, N, self.image_shape)
         patch = self.patch(h_dec) * _expand(F, 1 / gamma, N * N)                         # Eqn. 28, with the 1/gamma^
         rows = F.batch_dot(F.reshape(patch, (-1, N, N)), F_x)                            # (batch, N, A)
         image = F.batch_dot(F_y, rows, transpose_a=True)                                 # (batch, B, A), Eqn. 29
@@ -307,19 +293,24 @@ class DRAW(HybridBlock):
         super().__init__(**kwargs)
         _check_sizes(height=image_shape[0], width=image_shape[1], num_steps=num_steps,
                      num_recurrent_units=num_recurrent_units, latent_dim=latent_dim)
-        self.image_shape, self.num_steps = tuple(image_shape), num_steps
-        self._num_pixels = image_shape[0] * image_shape[1]
-        self._num_units, self._latent_dim = num_recurrent_units, latent_dim
+        self.image_shape, self.num_steps, self.latent_dim = tuple(image_shape), num_steps, latent_dim
+        self._num_pixels, self._num_units = image_shape[0] * image_shape[1], num_recurrent_units
         units, num_gates = num_recurrent_units, 4 * num_recurrent_units
         for block in (read, write):
-            block.build(units, image_shape)
+            if getattr(block, 'image_shape', self.image_shape) != self.image_shape:
+                raise ValueError(f'a block for {block.image_shape} images (height, width) in a network for '
+                                 f'{self.image_shape}')
+            for parameter in block.collect_params().values():
+                if 0 in parameter.shape:  # the weight of a map from h_dec
+                    parameter.shape = parameter.shape[0], units
+        num_read = self._num_pixels if read.whole else 2 * read.filter_size ** 2
         with self.name_scope():
             self.read, self.write = read, write
             # By the number of inputs alone for the 2 N^2 values of a glimpse: the average with the outputs would leave
             # them all but unheard.
-            self.r_to_enc = _dense(num_gates, read.num_values, factor_type='avg' if read.static else 'in')
-            if read.static:
-                self.x_to_enc = _dense(num_gates, read.num_values, use_bias=False)
+            self.r_to_enc = _dense(num_gates, num_read, factor_type='avg' if read.whole else 'in')
+            if read.whole:
+                self.x_to_enc = _dense(num_gates, num_read, use_bias=False)
             self.h_dec_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_q = _dense(2 * latent_dim, units)
@@ -342,8 +333,8 @@ class DRAW(HybridBlock):
     def hybrid_forward(self, F, x, eps, h_enc_0, c_enc_0, h_dec_0, c_dec_0):
         steps = self._unroll(F, eps, (h_enc_0, c_enc_0, h_dec_0, c_dec_0), x)
         q = F.stack(*(step['q'] for step in steps), axis=0)                              # (T, batch, 2 * latent_dim)
-        mu = F.slice_axis(q, axis=2, begin=0, end=self._latent_dim)
-        log_sigma = F.slice_axis(q, axis=2, begin=self._latent_dim, end=2 * self._latent_dim)
+        mu = F.slice_axis(q, axis=2, begin=0, end=self.latent_dim)
+        log_sigma = F.slice_axis(q, axis=2, begin=self.latent_dim, end=2 * self.latent_dim)
         return steps[-1]['canvas'], mu, log_sigma
 
     def generate(self, eps):
@@ -400,7 +391,7 @@ class DRAW(HybridBlock):
 
         state = dict(zip(('h_enc', 'c_enc', 'h_dec', 'c_dec'), map(repeat, initial)),
                      canvas=repeat(F.zeros((1, self._num_pixels))))
-        x_gates = () if x is None or not self.read.static else (self.x_to_enc(x),)
+        x_gates = () if x is None or not self.read.whole else (self.x_to_enc(x),)
         steps = []
         for t in range(self.num_steps):
             state = self._step(F, state, eps_t[t], x, x_gates)
@@ -417,8 +408,8 @@ class DRAW(HybridBlock):
             gates = F.add_n(self.r_to_enc(r), self.h_dec_to_enc(h_dec), self.h_enc_to_enc(state['h_enc']), *x_gates)
             state['h_enc'], state['c_enc'] = lstm(F, gates, state['c_enc'], self._num_units)     # Eqn. 5
             state['q'] = self.h_enc_to_q(state['h_enc'])
-            mu = _columns(F, state['q'], 0, self._latent_dim)                            # Eqn. 1
-            sigma = F.exp(_columns(F, state['q'], self._latent_dim, 2 * self._latent_dim))       # Eqn. 2
+            mu = _columns(F, state['q'], 0, self.latent_dim)                            # Eqn. 1
+            sigma = F.exp(_columns(F, state['q'], self.latent_dim, 2 * self.latent_dim))       # Eqn. 2
             z = mu + sigma * eps                                                         # Eqn. 6
         gates = self.z_to_dec(z) + self.h_dec_to_dec(h_dec)
         state['h_dec'], state['c_dec'] = lstm(F, gates, state['c_dec'], self._num_units)         # Eqn. 7
@@ -427,9 +418,9 @@ class DRAW(HybridBlock):
         return state
 
     def _check(self, eps, x=None):
-        if eps.ndim != 3 or eps.shape[::2] != (self.num_steps, self._latent_dim):
+        if eps.ndim != 3 or eps.shape[::2] != (self.num_steps, self.latent_dim):
             raise ValueError(f'eps must have the shape (num_steps, batch, latent_dim) = ({self.num_steps}, batch, '
-                             f'{self._latent_dim}), not {eps.shape}')
+                             f'{self.latent_dim}), not {eps.shape}')
         if x is not None and x.shape != (eps.shape[1], self._num_pixels):
             raise ValueError(f'x must have the shape (batch, height * width) = ({eps.shape[1]}, '
                              f'{self._num_pixels}), not {x.shape}')

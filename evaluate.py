@@ -74,7 +74,7 @@ def bounds(net, arguments, images, seed, ctx, num_draws=1, batch_size=100):
             rows, count = rows % n, int((rows < n).sum())  # filled up with images that do not count: one graph for all
             x = nd.array(images[rows], ctx=ctx)
             for k in range(num_draws):
-                eps = noise(seed, f'evaluation {k}', first, batch_size, arguments)
+                eps = noise(seed, f'evaluation {k}', first, batch_size, net.num_steps, net.latent_dim)
                 canvas, mu, log_sigma = net(x, nd.array(eps, ctx=ctx))
                 reconstruction, kl = (part.asnumpy().astype(np.float64) for part in loss(canvas, mu, log_sigma, x))
                 weight = log_weight(reconstruction, mu.asnumpy(), log_sigma.asnumpy(), eps)

@@ -60,14 +60,14 @@ def run(args, ctx):
     sheet_dir = os.path.dirname(args.grid or '') or '.'
     if not os.path.isdir(sheet_dir):
         raise storage.RunError(f'the folder of --grid, {sheet_dir}, does not exist')
-    paintings = paint.paint(net, arguments, seed=args.seed, ctx=ctx, num_samples=args.num_samples, images=images)
-    paint.write_gifs(paintings, arguments, output_dir=args.output_dir, prefix=args.prefix, scale=args.scale,
-               boxes=not args.no_boxes)
+    paintings = list(paint.paint(net, args.seed, [ctx], num_samples=args.num_samples, images=images))
+    paint.write_gifs(net, paintings, output_dir=args.output_dir, prefix=args.prefix, scale=args.scale,
+                     boxes=not args.no_boxes)
     kind = 'reconstructions' if args.reconstruct else 'samples'
     print(f'{len(paintings)} {kind} of {path}: {os.path.join(args.output_dir, args.prefix)}_0.gif '
           f'... _{len(paintings) - 1}.gif')
     if args.grid:
-        render.save_png(args.grid, render.enlarge(paint.sheet(paintings, arguments), args.scale))
+        render.save_png(args.grid, render.enlarge(paint.sheet(net, paintings), args.scale))
         print(f'{kind} by time steps: {args.grid}')
 
 

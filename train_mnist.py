@@ -85,7 +85,7 @@ def _validate(training, images, log, folder):
     if log:
         log.bound('validation', training.seen, reconstruction, kl)
         log.kl_per_step(training.seen, kl_t)
-        log.pictures(training.net, images, training.seen, training.contexts[0])
+        log.pictures(training.net, images, training.seen, training.contexts)
         log.gradients(training.net, training.seen)
         log.flush()
         storage.save_params(folder, 'last', training.net)
@@ -106,9 +106,8 @@ def finish(training, images, log, folder, config):
     log.flush()
     config['validation'] = {'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl,
                             'num_images': len(images), 'unit': 'nats', 'parameters': 'best.params'}
-    arguments = config['arguments']
-    paintings = paint.paint(training.net, arguments, seed=0, ctx=training.contexts[0], num_samples=_NUM_GIFS)
-    paint.write_gifs(paintings, arguments, output_dir=folder, prefix='sample', scale=paint.SCALE)
+    samples = paint.paint(training.net, 0, training.contexts, num_samples=_NUM_GIFS)
+    paint.write_gifs(training.net, samples, output_dir=folder, prefix='sample', scale=paint.SCALE)
     print(f'Negative variational bound of best.params on all {len(images):,} validation images: '
           f'{reconstruction + kl:.2f} nats (reconstruction {reconstruction:.2f}, KL {kl:.2f}).\n'
           f'{_NUM_GIFS} samples: {folder}/sample_0.gif ... sample_{_NUM_GIFS - 1}.gif')

@@ -59,16 +59,12 @@ def shorter(command):
 
 def reconstructions(net, arguments):
     """Rows of canvases with their windows, and the original."""
-    shape = arguments['input_height'], arguments['input_width']
-    test = stream.load(arguments['dataset'], arguments['data_dir'], shape)['test'][:_NUM_IMAGES]
+    test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape)['test'][:_NUM_IMAGES]
     images = stream.evaluation_images(test, arguments['binarization'])
     rows = []
-    for image, painting in zip(images, paint.paint(net, arguments, seed=0, ctx=mx.cpu(), images=images)):
-        boxes = [(render.READ_COLOUR, arguments['read_size'], painting['read_windows']),
-                 (render.WRITE_COLOUR, arguments['write_size'], painting['write_windows'])]
-        boxes = [box for box in boxes if box[2] is not None]
-        frames = render.frames(painting['probabilities'], shape, _SCALE, boxes)
-        original, = render.frames(image[None], shape, _SCALE)
+    for image, painting in zip(images, paint.paint(net, 0, [mx.cpu()], images=images)):
+        frames = paint.frames(net, painting, _SCALE)
+        original, = render.frames(image[None], net.image_shape, _SCALE)
         row = [as_rgb(frames[min(t, len(frames) - 1)]) for t in _STEPS] + [as_rgb(original)]
         rows.append(np.concatenate([np.pad(tile, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=96) for tile in row],
                                    axis=1))
@@ -118,8 +114,8 @@ def main(run_dir, name):
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, mx.cpu())
     arguments = storage.read_config(run_dir)['arguments']  # they know where the data is
-    paintings = paint.paint(net, arguments, seed=0, ctx=mx.cpu(), num_samples=_NUM_SAMPLES)
-    paint.write_gifs(paintings, arguments, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
+    samples = paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES)
+    paint.write_gifs(net, samples, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
     render.save_png(f'{folder}_reconstructions.png', reconstructions(net, arguments))
     render.save_png(f'{folder}_kl.png', kl_figure(*kl_table(run_dir)))
 

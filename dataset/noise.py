@@ -24,7 +24,7 @@ def generator(seed, purpose, position=0):
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-def noise(seed, purpose, first, size, arguments):
+def noise(seed, purpose, first, size, num_steps, latent_dim):
     """Standard normal eps, shape (num_steps, size, latent_dim), for the images first .. first + size - 1.
 
     Every image has noise of its own, so that nothing depends on the batch, or on the part of it, that it is in.
@@ -33,10 +33,8 @@ def noise(seed, purpose, first, size, arguments):
     ----------
     seed : int
     purpose : str
-    first, size : int
-    arguments : dict
-        The run's arguments (config.json).
+    first, size, num_steps, latent_dim : int
     """
-    shape = arguments['num_steps'], arguments['latent_dim']
-    return np.stack([generator(seed, purpose, first + i).standard_normal(shape, dtype=np.float32)
-                     for i in range(size)], axis=1)
+    images = [generator(seed, purpose, i).standard_normal((num_steps, latent_dim), dtype=np.float32)
+              for i in range(first, first + size)]
+    return np.stack(images, axis=1)

@@ -1,8 +1,9 @@
-"""What a trained network paints: samples and reconstructions, as GIFs and as a sheet."""
+"""What a trained network paints: samples and reconstructions, step by step, as GIFs and as a sheet."""
+import collections
 import os
 
 import numpy as np
-from mxnet import nd
+from mxnet import gluon, nd
 
 from dataset.noise import noise
 from pictures import render
@@ -11,60 +12,69 @@ _CHUNK = 100  # images that the network paints at a time
 _SHEET_COLUMNS = 10
 SCALE = 4  # screen pixels per image pixel and side
 
+Painting = collections.namedtuple('Painting', 'probabilities write_windows read_windows')
+Painting.__doc__ = """One image, step by step.
 
-def paint(net, arguments, seed, ctx, num_samples=None, images=None):
-    """Samples (num_samples) or reconstructions (images), as a list with one dict per image.
+`probabilities` (num_steps + 1, height * width): the canvases c_0 .. c_T as pixel probabilities; `write_windows` and
+`read_windows`, each (num_steps, 5), or None without attention; a sample has no read windows.
+"""
+
+
+def paint(net, seed, contexts, num_samples=None, images=None):
+    """Samples (num_samples of them) or reconstructions (of images), one after the other.
 
     Parameters
     ----------
     net : DRAW
-    arguments : dict
-        The run's arguments (config.json).
+        Initialized on `contexts`, which share the work.
     seed : int
-    ctx : mxnet.Context
+    contexts : list of mxnet.Context
     num_samples : int, optional
         Number of samples from the prior.
     images : numpy.ndarray, optional
         Images to reconstruct instead, shape (n, height * width), values 0 or 1.
 
-    Returns
-    -------
-    list of dict
-        `probabilities` (num_steps + 1, height * width), the canvases as pixel probabilities; `write_windows` and
-        `read_windows`, each (num_steps, 5) or None.
+    Yields
+    ------
+    Painting
     """
-    paintings = []
-    total = num_samples if images is None else len(images)
+    purpose, total = ('sample', num_samples) if images is None else ('reconstruction', len(images))
     for first in range(0, total, _CHUNK):
         size = min(_CHUNK, total - first)
-        purpose = 'sample' if images is None else 'reconstruction'
-        eps = nd.array(noise(seed, purpose, first, size, arguments), ctx=ctx)
+        eps = noise(seed, purpose, first, size, net.num_steps, net.latent_dim)
+        parts = _share(eps, contexts, batch_axis=1)
         if images is None:
-            outputs = net.generate(eps) + (None,)
+            outputs = [net.generate(part) + (None,) for part in parts]
         else:
-            outputs = net.reconstruct(nd.array(images[first:first + size], ctx=ctx), eps)
-        canvases, write_windows, read_windows = (None if a is None else a.asnumpy() for a in outputs)
-        for i in range(size):
-            paintings.append({'probabilities': render.probabilities(canvases[:, i]),
-                              'write_windows': None if write_windows is None else write_windows[:, i],
-                              'read_windows': None if read_windows is None else read_windows[:, i]})
-    return paintings
+            outputs = [net.reconstruct(x, part) for x, part in zip(_share(images[first:first + size], contexts), parts)]
+        for canvases, *windows in outputs:
+            windows = [[None] * canvases.shape[1] if w is None else w.asnumpy().swapaxes(0, 1) for w in windows]
+            probabilities = render.probabilities(canvases.asnumpy().swapaxes(0, 1))      # (part, T + 1, pixels)
+            yield from map(Painting, probabilities, *windows)
 
 
-def write_gifs(paintings, arguments, output_dir, prefix, scale, boxes=True):
-    """Write <prefix>_0.gif, ...: one frame per canvas, the write window in red and the read window in green."""
-    image_shape = arguments['input_height'], arguments['input_width']
-    for i, painting in enumerate(paintings):
-        windows = [(render.READ_COLOUR, arguments['read_size'], painting['read_windows']),
-                   (render.WRITE_COLOUR, arguments['write_size'], painting['write_windows'])]
-        windows = [window for window in windows if boxes and window[2] is not None]
-        frames = render.frames(painting['probabilities'], image_shape, scale, windows)
-        render.save_gif(os.path.join(output_dir, f'{prefix}_{i}.gif'), frames)
+def _share(array, contexts, batch_axis=0):
+    contexts = contexts[:array.shape[batch_axis]]
+    return gluon.utils.split_and_load(nd.array(array), contexts, batch_axis, even_split=False)
 
 
-def sheet(paintings, arguments, columns=_SHEET_COLUMNS):
+def frames(net, painting, scale, boxes=True):
+    """The canvases of a Painting as pictures, the write window in red and the read window in green."""
+    windows = [(colour, block.filter_size, own) for colour, block, own in (
+        (render.READ_COLOUR, net.read, painting.read_windows),
+        (render.WRITE_COLOUR, net.write, painting.write_windows)) if boxes and own is not None]
+    return render.frames(painting.probabilities, net.image_shape, scale, windows)
+
+
+def write_gifs(net, paintings, output_dir, prefix, scale, boxes=True):
+    """Write <prefix>_0.gif, ..., one frame per canvas; returns how many."""
+    number = 0
+    for number, painting in enumerate(paintings, start=1):
+        render.save_gif(os.path.join(output_dir, f'{prefix}_{number - 1}.gif'), frames(net, painting, scale, boxes))
+    return number
+
+
+def sheet(net, paintings, columns=_SHEET_COLUMNS):
     """A row per painting, `columns` of its time steps from left to right, the last canvas at the end."""
-    num_steps = arguments['num_steps']
-    steps = np.unique(np.linspace(0, num_steps, min(columns, num_steps + 1)).round().astype(int))
-    shape = len(steps), arguments['input_height'], arguments['input_width']
-    return render.sheet(np.stack([p['probabilities'][steps].reshape(shape) for p in paintings]))
+    steps = np.unique(np.linspace(0, net.num_steps, min(columns, net.num_steps + 1)).round().astype(int))
+    return render.sheet(np.stack([p.probabilities[steps].reshape((len(steps), *net.image_shape)) for p in paintings]))

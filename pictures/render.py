@@ -9,7 +9,10 @@ import math
 from system import files
 
 import numpy as np
+from mxnet import nd
 from PIL import GifImagePlugin, Image
+
+import core
 
 WRITE_COLOUR = (255, 0, 0)
 READ_COLOUR = (0, 255, 0)
@@ -20,7 +23,6 @@ _COLOURS = (WRITE_COLOUR, READ_COLOUR)
 _UNCHANGED = 255  # transparent: the pixel stays as it was in the frame before
 _PALETTE = (bytes(_GREYS.repeat(3)) + bytes(sum(_COLOURS, ()))).ljust(768, b'\0')
 
-_LOG_LIMIT = 20  # of log sigma^2 and log delta~, against overflow; core.filterbank has limits too
 _MAX_LINE_WIDTH = 2  # image pixels
 _SEPARATOR, _SEPARATOR_GREY = 2, 96
 
@@ -32,31 +34,31 @@ def probabilities(canvases):
     return np.where(logits >= 0, 1, small) / (1 + small)
 
 
-def window_box(window, filter_size, image_shape):
-    """The rectangle spanned by the centres of a window's outermost filters (Eqns. 19-20, 22-24).
+def window_boxes(windows, filter_size, image_shape):
+    """The rectangles that the centres of the outermost filters of windows span.
 
     Coordinates are continuous: pixel a = 1, 2, ... covers [a - 1, a], so its centre is a - 0.5.
 
     Parameters
     ----------
-    window : array_like
-        (g~_X, g~_Y, log sigma^2, log delta~, log gamma).
+    windows : numpy.ndarray
+        (n, 5), the five numbers of Eqn. 21.
     filter_size : int
-        N. With N = 1 the box is a point.
+        N. With N = 1 a box is a point.
     image_shape : tuple of int
         (height, width).
 
     Returns
     -------
-    left, top, right, bottom, sigma : float
-        Image pixels; sigma is the filters' standard deviation.
+    (n, 5) : left, top, right, bottom and the filters' standard deviation sigma, in image pixels; nan where a number
+        of the window is not finite
     """
-    height, width = image_shape
-    centre_x, centre_y, log_variance, log_stride = (float(value) for value in window[:4])
-    log_variance, log_stride = np.clip((log_variance, log_stride), -_LOG_LIMIT, _LOG_LIMIT).tolist()
-    x, y = (width + 1) / 2 * (centre_x + 1) - 0.5, (height + 1) / 2 * (centre_y + 1) - 0.5  # g_X, g_Y
-    half = (max(width, height) - 1) / 2 * math.exp(log_stride) if filter_size > 1 else 0.  # (N - 1) delta / 2
-    return x - half, y - half, x + half, y + half, math.exp(log_variance / 2)
+    mu_x, mu_y, sigma2 = (array.asnumpy() for array in
+                          core.filter_centres(nd, nd.array(windows), filter_size, image_shape))
+    boxes = np.stack([mu_x[:, 0] - 0.5, mu_y[:, 0] - 0.5, mu_x[:, -1] - 0.5, mu_y[:, -1] - 0.5,
+                      np.sqrt(sigma2[:, 0])], axis=1)
+    boxes[~np.isfinite(windows).all(axis=1)] = np.nan
+    return boxes
 
 
 def _levels(values, num_levels):
@@ -111,13 +113,13 @@ def frames(probabilities, image_shape, scale, boxes=()):
         All with the same palette, (width * scale, height * scale) in size.
     """
     images = []
+    boxes = [(len(_GREYS) + _COLOURS.index(colour), window_boxes(windows, filter_size, image_shape))
+             for colour, filter_size, windows in boxes]
     for t, row in enumerate(_levels(probabilities, len(_GREYS))):
         pixels = _repeat(row.reshape(image_shape), scale)
-        for colour, filter_size, windows in boxes if t else ():
-            window = windows[t - 1]
-            if np.isfinite(window).all():
-                box = window_box(window, filter_size, image_shape)
-                _draw_box(pixels, box, scale=scale, colour=len(_GREYS) + _COLOURS.index(colour))
+        for colour, corners in boxes if t else ():
+            if np.isfinite(corners[t - 1]).all():
+                _draw_box(pixels, corners[t - 1].tolist(), scale, colour)
         image = Image.fromarray(pixels)
         image.putpalette(_PALETTE)
         images.append(image)

@@ -70,14 +70,14 @@ class Log:
         for name, parameter in net._collect_params_with_prefix().items():
             self._add(histogram_summary(f'gradient/{name}', parameter.list_grad()[0].asnumpy(), 50), seen)
 
-    def pictures(self, net, images, seen, ctx):
+    def pictures(self, net, images, seen, contexts):
         """Samples from the prior by time step, and reconstructions below the images they are of."""
-        arguments, images = self._arguments, images[:_PREVIEW]
-        samples = paint.paint(net, arguments, seed=_PREVIEW_SEED, ctx=ctx, num_samples=_PREVIEW)
-        self._picture('samples/by_time_step', paint.sheet(samples, arguments), seen)
-        painted = paint.paint(net, arguments, seed=_PREVIEW_SEED, ctx=ctx, images=images)
-        pairs = np.stack([images, [painting['probabilities'][-1] for painting in painted]])
-        pairs = pairs.reshape((2, len(images), arguments['input_height'], arguments['input_width']))
+        images = images[:_PREVIEW]
+        samples = paint.paint(net, _PREVIEW_SEED, contexts, num_samples=_PREVIEW)
+        self._picture('samples/by_time_step', paint.sheet(net, samples), seen)
+        painted = paint.paint(net, _PREVIEW_SEED, contexts, images=images)
+        pairs = np.stack([images, [painting.probabilities[-1] for painting in painted]])
+        pairs = pairs.reshape((2, len(images), *net.image_shape))
         self._picture('reconstructions/below_their_originals', render.sheet(pairs), seen)
 
     def _picture(self, tag, grey, seen):

@@ -97,7 +97,7 @@ class Training:
         return self._noise_ahead[1]
 
     def _noise(self, seed, purpose, position):
-        return noise(seed, purpose, position + self._first, self.part, vars(self.args))
+        return noise(seed, purpose, position + self._first, self.part, self.args.num_steps, self.args.latent_dim)
 
     def kl_weight(self):
         """Weight of the KL in the training objective: grows linearly to 1 over the first args.kl_warmup samples."""

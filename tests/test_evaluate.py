@@ -86,7 +86,7 @@ def test_log_weight_is_that_of_the_equations():
     params = {name: parameter.data().asnumpy().astype(np.float64)
               for name, parameter in storage.parameters(net).items()}
     per_image = evaluate.bounds(net, arguments, IMAGES, 7, CPU)
-    eps = noise(7, 'evaluation 0', 0, len(IMAGES), arguments).astype(np.float64)
+    eps = noise(7, 'evaluation 0', 0, len(IMAGES), 3, 2).astype(np.float64)
     for i, x in enumerate(IMAGES.astype(np.float64)):
         steps = forward_one(params, x, eps[:, i], (3, 4), 2, 2)
         mu, log_sigma = np.stack(steps['mu']), np.stack(steps['log_sigma'])

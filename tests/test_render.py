@@ -60,8 +60,8 @@ def test_probabilities():
 
 def test_box_by_hand():
     # A = 10, B = 6: g_X = 5.5 * 1.2 = 6.6, g_Y = 3.5 * 0.5 = 1.75, delta = 9 / 2 * 0.5 = 2.25 (N = 3).
-    box = render.window_box([0.2, -0.5, np.log(9), np.log(0.5), 7], 3, SHAPE)
-    np.testing.assert_allclose(box, [6.1 - 2.25, 1.25 - 2.25, 6.1 + 2.25, 1.25 + 2.25, 3], rtol=1e-12)
+    box, = render.window_boxes(np.array([[0.2, -0.5, np.log(9), np.log(0.5), 7]]), 3, SHAPE)
+    np.testing.assert_allclose(box, [6.1 - 2.25, 1.25 - 2.25, 6.1 + 2.25, 1.25 + 2.25, 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize('filter_size', [2, 5])
@@ -69,20 +69,22 @@ def test_box_by_hand():
                                               ((6, 10), [0.5, -1.5, 9.5, 7.5]),
                                               ((10, 6), [-1.5, 0.5, 7.5, 9.5])])
 def test_first_window_spans_the_longer_side(image_shape, box, filter_size):
-    found = render.window_box(np.zeros(5), filter_size, image_shape)
-    np.testing.assert_allclose(found, [*box, 1], rtol=1e-12)
+    found, = render.window_boxes(np.zeros((1, 5)), filter_size, image_shape)
+    np.testing.assert_allclose(found, [*box, 1], rtol=1e-6)
 
 
 def test_box_of_one_filter_is_a_point():
-    assert render.window_box([0, 0, 0, 3, 0], 1, SHAPE) == (5, 3, 5, 3, 1)
+    assert render.window_boxes(np.array([[0, 0, 0, 3, 0]]), 1, SHAPE).tolist() == [[5, 3, 5, 3, 1]]
 
 
 @pytest.mark.parametrize('sign', [1, -1])
 def test_box_clips_logarithms(sign):
-    inside = render.window_box([0, 0, 20 * sign, 20 * sign, 0], 3, SHAPE)
-    assert inside == render.window_box([0, 0, 1e30 * sign, 1e30 * sign, 0], 3, SHAPE)
-    np.testing.assert_allclose(inside[2:], [5 + 4.5 * np.exp(20 * sign), 3 + 4.5 * np.exp(20 * sign),
-                                            np.exp(10 * sign)], rtol=1e-12)
+    log_delta = 12 if sign > 0 else -20
+    windows = np.array([[0, 0, 20 * sign, log_delta, 0], [0, 0, 1e30 * sign, 1e30 * sign, 0]])
+    inside, outside = render.window_boxes(windows, 3, SHAPE)
+    assert (inside == outside).all()
+    np.testing.assert_allclose(inside[2:], [5 + 4.5 * np.exp(log_delta), 3 + 4.5 * np.exp(log_delta),
+                                            np.exp(10 * sign)], rtol=1e-5)
 
 
 def test_frames_are_the_enlarged_canvases():

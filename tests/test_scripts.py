@@ -753,12 +753,11 @@ def test_same_seed_same_bytes(attention_run, tmp_path):
 
 
 def test_sample_does_not_depend_on_how_many_are_drawn(attention_run, monkeypatch):
-    net, config, _ = storage.load_net(attention_run.folder, mx.cpu())
-    arguments = config['arguments']
+    net, _, _ = storage.load_net(attention_run.folder, mx.cpu())
 
     def draw(num_samples):
-        paintings = paint.paint(net, arguments, seed=3, ctx=mx.cpu(), num_samples=num_samples)
-        return np.stack([painting['probabilities'] for painting in paintings])
+        paintings = list(paint.paint(net, 3, [mx.cpu()], num_samples=num_samples))
+        return np.stack([painting.probabilities for painting in paintings])
 
     seven = draw(7)
     np.testing.assert_allclose(draw(2), seven[:2], rtol=0, atol=1e-5)
@@ -806,11 +805,11 @@ def test_reconstructions_are_of_the_test_images(attention_run, tmp_path, monkeyp
     images = painted['images']
     assert images.shape == (4, 784) and set(np.unique(images)) == {0, 1}
     assert (images[test == 0] == 0).all() and (images[test == 255] == 1).all()
-    reconstructions = paint.paint(net, config['arguments'], seed=0, ctx=mx.cpu(), images=images)
+    reconstructions = list(paint.paint(net, 0, [mx.cpu()], images=images))
     for i, reconstruction in enumerate(reconstructions):
-        assert reconstruction['probabilities'].shape == (T + 1, 784)
-        assert reconstruction['read_windows'].shape == reconstruction['write_windows'].shape == (T, 5)
-        others = [abs(reconstruction['probabilities'][-1] - other).mean() for other in images]
+        assert reconstruction.probabilities.shape == (T + 1, 784)
+        assert reconstruction.read_windows.shape == reconstruction.write_windows.shape == (T, 5)
+        others = [abs(reconstruction.probabilities[-1] - other).mean() for other in images]
         assert others[i] < 0.5
     assert sorted(os.listdir()) == ['elsewhere', *(f'reconstruction_{i}.gif' for i in range(4))]
 

@@ -4,11 +4,12 @@
     python sample.py RUN_DIR                  # sample_0.gif .. sample_9.gif
     python sample.py RUN_DIR --reconstruct    # reconstruction_0.gif .. reconstruction_9.gif
 """
+import argparse
 import os
 
 from system import cli, devices
 
-from dataset import mnist, stream
+from dataset import stream
 from pictures import paint, render
 from runs import storage
 
@@ -30,8 +31,9 @@ def parse_args(parser, argv=None):
         help="reconstruct the first test images of the run's data set instead of sampling")
     add('--data_dir', metavar='DIR', help="with --reconstruct: folder of the MNIST files; the run's if not given")
     add('--grid', metavar='FILE.png', help='also write a sheet: images by time steps')
-    add('--gpu', action='store_true', help='use the first GPU instead of the CPU')
-    args = parser.parse_args(argv)
+    devices.add_flags(parser)
+    args = parser.parse_args(argv, argparse.Namespace(batch_size=paint.CHUNK))
+    devices.check_flags(parser, args)
     if args.scale > _MAX_SCALE:
         parser.error(f'argument --scale: at most {_MAX_SCALE}, not {args.scale}')
     if args.grid and not args.grid.lower().endswith('.png'):
@@ -51,16 +53,16 @@ def _test_images(arguments, data_dir, number):
     return stream.evaluation_images(test, arguments['binarization'])[:number]
 
 
-def run(args, ctx):
+def run(args, contexts):
     """Paint and write the files that `args` asks for."""
-    net, config, path = storage.load_net(args.run_dir, ctx)
+    net, config, path = storage.load_net(args.run_dir, contexts)
     arguments = config['arguments']
     images = _test_images(arguments, args.data_dir, args.num_samples) if args.reconstruct else None
     os.makedirs(args.output_dir, exist_ok=True)
     sheet_dir = os.path.dirname(args.grid or '') or '.'
     if not os.path.isdir(sheet_dir):
         raise storage.RunError(f'the folder of --grid, {sheet_dir}, does not exist')
-    paintings = list(paint.paint(net, args.seed, [ctx], num_samples=args.num_samples, images=images))
+    paintings = list(paint.paint(net, args.seed, contexts, num_samples=args.num_samples, images=images))
     paint.write_gifs(net, paintings, output_dir=args.output_dir, prefix=args.prefix, scale=args.scale,
                      boxes=not args.no_boxes)
     kind = 'reconstructions' if args.reconstruct else 'samples'
@@ -74,8 +76,8 @@ def run(args, ctx):
 def main(argv=None):
     parser = cli.Parser(prog='sample.py', description=__doc__.splitlines()[0])
     args = parse_args(parser, argv)
-    with cli.one_line(parser, storage.RunError, mnist.DataError):
-        run(args, devices.context(parser, args.gpu))
+    with cli.one_line(parser):
+        run(args, devices.contexts(parser, args))
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ _STEPS = (1, 8, 20, 40, 63, 64)  # of a reconstruction; the original stands at t
 
 def compact_model(run_dir, folder):
     """The run's best parameters in half precision, with its config.json."""
-    net, config, _ = storage.load_net(run_dir, mx.cpu())
+    net, config, _ = storage.load_net(run_dir, [mx.cpu()])
     os.makedirs(folder, exist_ok=True)
     storage.save_params(folder, 'best', net, dtype='float16')
     storage.write_config(folder, without_paths(config))
@@ -112,7 +112,7 @@ def kl_figure(seen, table, width=640, height=256, left=56, bottom=40, top=24):
 def main(run_dir, name):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
-    net, _, _ = storage.load_net(folder, mx.cpu())
+    net, _, _ = storage.load_net(folder, [mx.cpu()])
     arguments = storage.read_config(run_dir)['arguments']  # they know where the data is
     samples = paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES)
     paint.write_gifs(net, samples, output_dir=FOLDER, prefix=name, scale=paint.SCALE)

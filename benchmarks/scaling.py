@@ -16,7 +16,7 @@ import numpy as np
 from mxnet import nd
 
 from benchmarks import common, throughput
-from distributed.workers import Workers, WorkersError
+from distributed import workers
 from runs import arguments
 
 
@@ -31,16 +31,16 @@ def median_ms(iterations, action):
     return round(1e3 * statistics.median(seconds[2:]), 2)
 
 
-def measure(args, contexts, workers):
-    workers.connect()
-    trained = throughput.make_training(args, contexts, workers)
+def measure(args, contexts, group):
+    group.connect()
+    trained = throughput.make_training(args, contexts, group)
     x = common.random_images(args)[:trained.part]
     result = common.measure(lambda: trained.step(x), wait=nd.waitall, args=args)
     exchange = median_ms(args.iterations, trained._trainer.allreduce_grads)
-    small = median_ms(args.iterations, lambda: workers.sum(np.zeros(2, dtype=np.float32)))
+    small = median_ms(args.iterations, lambda: group.sum(np.zeros(2, dtype=np.float32)))
     num_weights = sum(int(np.prod(parameter.shape)) for parameter in trained.net.collect_params().values())
-    peak = workers.sum(np.array([result['peak_memory_mib']], dtype=np.float32))[0]
-    return {'workers': workers.size, 'threads': common.num_threads(), 'attention': args.attention,
+    peak = group.sum(np.array([result['peak_memory_mib']], dtype=np.float32))[0]
+    return {'workers': group.size, 'threads': common.num_threads(), 'attention': args.attention,
             'batch_size': args.batch_size, **result, 'peak_memory_mib': round(float(peak), 1), 'exchange_ms': exchange,
             'small_sum_ms': small, 'weights': num_weights, 'mbytes_each_way': round(4e-6 * num_weights, 2)}
 
@@ -49,16 +49,16 @@ def main(argv=None):
     parser = cli.Parser(prog='scaling.py', description=__doc__.splitlines()[0])
     common.add_iterations(parser)
     args = arguments.parse_args(parser, argv)
-    with cli.one_line(parser, WorkersError):
-        workers = Workers(args.kvstore, args.sync_timeout)
+    with cli.one_line(parser):
+        group = workers.join(args.kvstore, args.sync_timeout)
     contexts = devices.contexts(parser, args)
-    arguments.check_parts(parser, args, workers.size)
-    with workers:
-        with cli.one_line(parser, WorkersError):
-            result = measure(args, contexts, workers)
-        if workers.rank == 0:
+    devices.check_parts(parser, args, group.size)
+    with group:
+        with cli.one_line(parser):
+            result = measure(args, contexts, group)
+        if group.rank == 0:
             print(json.dumps(result))
-        workers.leave()
+        group.leave()
 
 
 if __name__ == '__main__':

@@ -29,12 +29,12 @@ class PeerError(Exception):
     """A program of the comparison failed; the message is one line for the user."""
 
 
-def make_training(args, contexts, workers=None):
+def make_training(args, contexts, group=None):
     """A new Training on these contexts, as train_mnist.py makes it."""
     mx.random.seed(args.seed)
     net = storage.build_net(vars(args))
     net.initialize(ctx=contexts)
-    return training.Training(net, args, contexts, workers)
+    return training.Training(net, args, contexts, group)
 
 
 def make_step(args, contexts):

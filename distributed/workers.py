@@ -1,11 +1,13 @@
-"""The processes that train one network together through MXNet's distributed KVStore; one alone is a group too."""
-import json
+"""The processes that train one network together: one alone, or several through MXNet's distributed KVStore."""
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
+import zlib
+
+from system import cli
 
 import mxnet as mx
 import numpy as np
@@ -14,56 +16,98 @@ from mxnet import nd
 _ENVIRONMENT = ('DMLC_ROLE', 'DMLC_PS_ROOT_URI', 'DMLC_PS_ROOT_PORT', 'DMLC_NUM_SERVER', 'DMLC_NUM_WORKER',
                 'DMLC_TASK_ID')
 _FIRST_KEY = 10 ** 6  # of the KVStore; those of Trainer's parameters are 0, 1, ...
-_MAX_TEXT = 2 ** 14  # bytes that a worker can tell the others
 
 
-class WorkersError(Exception):
+class WorkersError(cli.UserError):
     """The workers cannot train together; the message is one line for the user."""
 
 
-class Workers:
-    """This process and the other workers of its group: its place among them, and sums over all.
+def join(kvstore, timeout):
+    """The group of --kvstore and --sync_timeout: a Workers with 'dist_sync', Alone otherwise. Raises WorkersError."""
+    if kvstore == 'dist_sync':
+        rank, size = _rank_and_size()
+        return Workers(rank, size, timeout) if size > 1 else Alone()
+    if os.environ.get('DMLC_ROLE') == 'worker':
+        raise WorkersError(f'started as one of several workers, but with --kvstore {kvstore}: use dist_sync')
+    return Alone(kvstore)
+
+
+class Alone:
+    """A group of one: worker 0, whose sums are what it gives.
+
+    Parameters
+    ----------
+    kvstore : str
+        What adds up the gradients of this process's devices: 'local' or 'device'.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this worker in its group. Worker 0 alone prints and writes.
+    size : int
+        Number of workers.
+    kvstore : str or mxnet.kvstore.KVStore
+        What gluon.Trainer takes.
+    """
+
+    rank, size = 0, 1
+
+    def __init__(self, kvstore='device'):
+        self.kvstore = kvstore
+
+    def connect(self):
+        """Find the others."""
+
+    def begin(self, trainer):
+        """Give all the same parameters before the first step."""
+
+    def sum(self, array):
+        """The sum of the workers' NumPy arrays, in their own precision; all call it in the same order."""
+        return array
+
+    def any(self, flag):
+        """Whether `flag` is true at one worker or more."""
+        return bool(self.sum(np.array([flag], dtype=np.float32))[0])
+
+    def broadcast(self, array):
+        """The array of worker 0; the others give one of the same shape and type."""
+        return self.sum(array if self.rank == 0 else np.zeros_like(array))
+
+    def check_same(self, facts):
+        """Raises WorkersError, at every worker, where one has other facts (a dict) than worker 0."""
+
+    def leave(self):
+        """End the common work; returns when all others have come here too."""
+
+    def abandon(self, code):
+        """End this process with an exit code, if others would wait for it."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        pass
+
+
+class Workers(Alone):
+    """This process and the other workers of its group: --kvstore dist_sync.
 
     A context: a worker that leaves it with an error ends at once. MXNet would wait for the others, and they for it.
 
     Parameters
     ----------
-    kvstore : str
-        'dist_sync' for a group as the environment describes it; with 'local' and 'device' this process is alone.
+    rank, size : int
     timeout : float
         Seconds. A worker that hears nothing from the others for so long ends with one line and exit code 1.
-
-    Attributes
-    ----------
-    rank : int
-        DMLC_TASK_ID, which the launcher gives, so that the host of worker 0 is known. The rank that MXNet gives
-        follows from the ports that the workers happen to get.
-    size : int
-        Number of workers.
-    kvstore : str or mxnet.kvstore.KVStore
-        What gluon.Trainer takes.
-
-    Raises
-    ------
-    WorkersError
-        The environment is incomplete.
     """
 
-    def __init__(self, kvstore='device', timeout=300):
-        self.rank, self.size, self.kvstore = 0, 1, kvstore
+    def __init__(self, rank, size, timeout):
+        self.rank, self.size = rank, size
         self._timeout, self._keys, self._heard = timeout, {}, None
         self._left, self._watchman = threading.Event(), threading.Thread(target=self._watch, daemon=True)
-        if kvstore == 'dist_sync':
-            self.rank, self.size = _place()
-            if self.size == 1:
-                self.kvstore = 'device'
-        elif os.environ.get('DMLC_ROLE') == 'worker':
-            raise WorkersError(f'started as one of several workers, but with --kvstore {kvstore}: use dist_sync')
 
     def connect(self):
         """Find the others. Raises WorkersError where there is no scheduler."""
-        if self.size == 1:
-            return
         address = os.environ['DMLC_PS_ROOT_URI'], int(os.environ['DMLC_PS_ROOT_PORT'])
         self._heard = time.monotonic()
         _wait_for(address, self._heard + self._timeout)  # MXNet would wait for ever
@@ -77,25 +121,12 @@ class Workers:
         Without a wait for each other, a fast worker's first gradients overtake the parameters that a slow one still
         waits for, and it goes on with a gradient in their place.
         """
-        if self.size > 1:
-            trainer._init_kvstore()
-            trainer._init_params()
-            nd.waitall()
-            self.kvstore._barrier()
+        trainer._init_kvstore()  # Trainer has no public way to do this before the first step
+        trainer._init_params()
+        nd.waitall()
+        self.kvstore._barrier()
 
     def sum(self, array):
-        """The sum over all workers, in the array's own precision; all call it in the same order.
-
-        Parameters
-        ----------
-        array : numpy.ndarray
-
-        Returns
-        -------
-        numpy.ndarray
-        """
-        if self.size == 1:
-            return array
         value = nd.array(array, dtype=array.dtype)
         kind = array.shape, array.dtype.str
         if kind not in self._keys:
@@ -106,57 +137,32 @@ class Workers:
         self._heard = time.monotonic()
         return total
 
-    def any(self, flag):
-        """Whether `flag` is true at one worker or more."""
-        return bool(self.sum(np.array([flag], dtype=np.float32))[0])
-
-    def broadcast(self, array):
-        """The array of worker 0; the others give one of the same shape and type."""
-        return self.sum(array if self.rank == 0 else np.zeros_like(array))
-
-    def gather(self, content):
-        """What every worker has, in order of rank: content that JSON can hold, at most 16 KiB of it."""
-        if self.size == 1:
-            return [content]
-        text = json.dumps(content).encode()
-        if len(text) > _MAX_TEXT:
-            raise WorkersError(f'worker {self.rank} has {len(text)} bytes to tell, more than {_MAX_TEXT}')
-        table = np.zeros((self.size, 1 + _MAX_TEXT), dtype=np.float32)
-        table[self.rank, 0] = 1
-        table[self.rank, 1:1 + len(text)] = list(text)
+    def check_same(self, facts):
+        """Raises WorkersError, at every worker, where one has other facts (a dict) than worker 0."""
+        table = np.zeros((self.size, 1 + len(facts)))  # of checksums, a row per worker
+        table[self.rank] = [1, *(zlib.crc32(repr(fact).encode()) for fact in facts.values())]
         table = self.sum(table)
         if (table[:, 0] != 1).any():
             raise WorkersError(f'DMLC_TASK_ID must be 0 ... {self.size - 1}, once each')
-        return [json.loads(row.astype(np.uint8).tobytes().rstrip(b'\0')) for row in table[:, 1:]]
-
-    def agree(self, facts):
-        """Raises WorkersError, at every worker, where one has other facts (a dict) than worker 0."""
-        first, *others = self.gather(facts)
-        for rank, other in enumerate(others, start=1):
-            for name in first.keys() | other.keys():
-                if first.get(name) != other.get(name):
-                    raise WorkersError(f'worker {rank} differs from worker 0: {name} is {other.get(name)!r}, not '
-                                       f'{first.get(name)!r}')
+        for rank, name in ((rank, name) for rank in range(self.size) for k, name in enumerate(facts, start=1)
+                           if table[rank, k] != table[0, k]):
+            raise WorkersError(f'worker {rank} differs from worker 0: {name} is not the same (here: {facts[name]!r})')
 
     def leave(self):
         """End the common work; returns when all others have come here too."""
-        if self.size > 1:
-            self.any(False)
-            self._left.set()
+        self.any(False)
+        self._left.set()
+        if self._watchman.is_alive():
             self._watchman.join()  # it holds the KVStore, whose threads MXNet must end before the process does
 
     def abandon(self, code):
-        """End this process with an exit code, if it is not alone."""
-        if self.size > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def __enter__(self):
-        return self
+        """End this process at once."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     def __exit__(self, kind, error, trace):
-        if kind is not None and self.size > 1:
+        if kind is not None:
             if not isinstance(error, SystemExit):
                 traceback.print_exception(kind, error, trace)
             self.abandon(error.code if isinstance(error, SystemExit) else 1)
@@ -172,8 +178,12 @@ class Workers:
         os._exit(1)
 
 
-def _place():
-    """(rank, number of workers) from the environment."""
+def _rank_and_size():
+    """(rank, number of workers) from the environment.
+
+    The rank is DMLC_TASK_ID, which the launcher gives, so that the host of worker 0 is known; the rank that MXNet gives
+    follows from the ports that the workers happen to get.
+    """
     missing = [name for name in _ENVIRONMENT if not os.environ.get(name)]
     if missing:
         raise WorkersError(f'--kvstore dist_sync needs {", ".join(missing)} in the environment; distributed.launch '

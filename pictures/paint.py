@@ -8,7 +8,7 @@ from mxnet import gluon, nd
 from dataset.noise import noise
 from pictures import render
 
-_CHUNK = 100  # images that the network paints at a time
+CHUNK = 100  # images that the network paints at a time
 _SHEET_COLUMNS = 10
 SCALE = 4  # screen pixels per image pixel and side
 
@@ -39,8 +39,8 @@ def paint(net, seed, contexts, num_samples=None, images=None):
     Painting
     """
     purpose, total = ('sample', num_samples) if images is None else ('reconstruction', len(images))
-    for first in range(0, total, _CHUNK):
-        size = min(_CHUNK, total - first)
+    for first in range(0, total, CHUNK):
+        size = min(CHUNK, total - first)
         eps = noise(seed, purpose, first, size, net.num_steps, net.latent_dim)
         parts = _share(eps, contexts, batch_axis=1)
         if images is None:

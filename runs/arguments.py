@@ -1,8 +1,7 @@
 """The arguments of a training: from the command line, and from the config.json of a run that goes on."""
-import argparse
 import sys
 
-from system import cli
+from system import cli, devices
 
 from dataset import stream
 from runs import storage
@@ -11,12 +10,12 @@ from runs import storage
 MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
               'gpu', 'gpus', 'cpu_contexts', 'kvstore', 'sync_timeout')
 _DEVICES = ('gpu', 'gpus', 'cpu_contexts')
-OWN = ('data_dir', 'logdir', *_DEVICES)  # in which workers that train together may differ
+OF_EACH_WORKER = ('data_dir', 'logdir', *_DEVICES)  # in which workers that train together may differ
 
 
 def _add_arguments(parser):
     add = parser.add_argument
-    add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per gradient step')
+    add('--batch_size', '-b', type=cli.count, metavar='N', default=devices.BATCH_SIZE, help='images per gradient step')
     add('--input_height', '-hh', type=cli.count, metavar='N', default=28, help='pixels; images are resized')
     add('--input_width', '-ww', type=cli.count, metavar='N', default=28, help='pixels; images are resized')
     add('--num_steps', '-s', type=cli.count, metavar='N', default=64, help='time steps T in which an image is painted')
@@ -24,17 +23,14 @@ def _add_arguments(parser):
         help='units of the encoder and of the decoder LSTM')
     add('--latent_dim', '-l', type=cli.count, metavar='N', default=100, help='dimensions of z_t')
     add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
-    add('--lr_decay', type=cli.share, metavar='X', default=0.4,
+    add('--lr_decay', type=cli.fraction, metavar='X', default=0.4,
         help='last part of the training, 0 to 1, over which the learning rate falls linearly to 0; 0: constant')
     add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
         help='training samples to see, rounded up to whole batches; 1e6 is accepted')
     add('--num_val_samples', '-v', type=cli.count, metavar='N', default=256,
         help='validation images per validation (all of them at the end)')
     add('--val_freq', '-f', type=cli.count, metavar='N', default=10000, help='training samples between two validations')
-    add('--gpu', action='store_true', help='use the first GPU instead of the CPU')
-    add('--gpus', type=cli.numbers, metavar='LIST', help='share every batch among these GPUs, as 0,1')
-    add('--cpu_contexts', type=cli.count, metavar='N', default=1,
-        help='share every batch, and the processors, among N contexts of the CPU, which compute at the same time')
+    devices.add_flags(parser)
     add('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
         help='what adds up the gradients of several devices: the CPU, the devices, or, with workers that '
              'distributed.launch started, a server; --batch_size is that of all together')
@@ -60,18 +56,17 @@ def _add_arguments(parser):
         help='training samples between two points of the training curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',
         help='training samples between two checkpoints; as --val_freq if not given')
+    add('--init', metavar='RUN_DIR', help='start with the parameters of this model, of the same sizes')
     add('--resume', metavar='RUN_DIR',
         help='go on with this run; of its arguments only these may change: ' + ', '.join(MAY_CHANGE))
 
 
 def _check(parser, args):
     largest = dict.fromkeys((*storage.SIZES, 'batch_size'), storage.MAX_SIZE)
-    for name, limit in {**largest, 'cpu_contexts': 64, 'sync_timeout': 24 * 3600}.items():
+    for name, limit in {**largest, 'sync_timeout': 24 * 3600}.items():
         if getattr(args, name) > limit:
             parser.error(f'argument --{name}: at most {limit}, not {getattr(args, name)}')
-    if args.gpus and (args.gpu or args.cpu_contexts > 1) or args.gpu and args.cpu_contexts > 1:
-        parser.error('only one of --gpu, --gpus and --cpu_contexts can be given')
-    check_parts(parser, args)
+    devices.check_flags(parser, args)
     side = min(args.input_height, args.input_width)
     for name in ('read_size', 'write_size'):
         if args.attention and getattr(args, name) > side:
@@ -80,41 +75,35 @@ def _check(parser, args):
     return args
 
 
-def check_parts(parser, args, num_workers=1):
-    """End the program with one line where a batch cannot be shared evenly."""
-    parts = num_workers * (len(args.gpus.split(',')) if args.gpus else args.cpu_contexts)
-    if args.batch_size % parts:
-        parser.error(f'argument --batch_size: {args.batch_size} images cannot be shared evenly by {parts} devices')
-
-
 def parse_args(parser, argv=None):
     """The arguments in `argv` (the command line if None), checked; with --resume, those of the run, changed by them."""
     _add_arguments(parser)
-    args = _check(parser, parser.parse_args(argv))
-    return args if args.resume is None else _resumed_args(parser, args.resume, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    return _check(parser, args) if args.resume is None else _resumed_args(parser, args.resume, argv)
 
 
 def _resumed_args(parser, folder, argv):
     """The arguments of the run in `folder`, checked as a command line is, with the changes that `argv` makes."""
-    try:
-        arguments = {'lr_decay': 0., **storage.read_config(folder)['arguments']}  # runs older than the flag
-    except storage.RunError as error:
-        parser.error(str(error))
-    own = cli.Parser(prog=f'{parser.prog}: {folder}/config.json')
-    _add_arguments(own)
-    known = vars(own.parse_args([]))
+    with cli.one_line(parser):
+        arguments = storage.read_config(folder)['arguments']
+    prog, parser.prog = parser.prog, f'{parser.prog}: {folder}/config.json'
+    known = vars(parser.parse_args([]))
     for name, value in arguments.items():
-        if name not in known or not (value is None or isinstance(value, (bool, int, float, str))):
-            own.error(f'{name!r}: {value!r} is no argument of a run')
-    flags = [f'--{name}' if value is True else f'--{name}={value}' for name, value in arguments.items()
-             if value is not None and value is not False]
-    stored = _check(own, own.parse_args(flags))
-    given = {word.partition('=')[0] for word in (sys.argv[1:] if argv is None else argv)}
-    if given & {f'--{name}' for name in _DEVICES}:  # instead of the stored ones, not beside them
-        vars(stored).update({name: known[name] for name in _DEVICES})
-    args = _check(parser, parser.parse_args(argv, namespace=argparse.Namespace(**vars(stored))))
+        if name not in known or isinstance(value, bool) != isinstance(known[name], bool) or not (
+                value is None or isinstance(value, (bool, int, float, str))):
+            parser.error(f'{name!r}: {value!r} is no argument of a run')
+    # As text, so that argparse checks a stored value as it checks a flag; choices it checks in flags alone.
+    parser.set_defaults(**{name: value if value is None or isinstance(value, bool) else str(value)
+                           for name, value in arguments.items()})
+    choices = [f'--{name}={arguments[name]}' for name in ('dataset', 'binarization', 'kvstore') if name in arguments]
+    stored = _check(parser, parser.parse_args(choices))
+    parser.prog = prog
+    if {word.partition('=')[0] for word in argv} & {f'--{name}' for name in _DEVICES}:
+        parser.set_defaults(**{name: known[name] for name in _DEVICES})  # instead of the stored ones, not beside them
+    args = _check(parser, parser.parse_args([*choices, *argv]))
     for name, value in vars(args).items():
-        if value != getattr(stored, name, value) and name not in (*MAY_CHANGE, 'resume'):
+        if value != getattr(stored, name) and name not in (*MAY_CHANGE, 'resume'):
             parser.error(f'argument --{name}: {value} contradicts {getattr(stored, name)} of the run in {folder}')
     return args
 

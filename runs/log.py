@@ -103,6 +103,13 @@ class Log:
             writer._writer = None
 
 
+class NoLog:
+    """A log that writes nothing, of the workers that do not."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
 def _event_files(folder):
     """Names of the event files that are plain files."""
     return sorted(entry.name for entry in os.scandir(folder)

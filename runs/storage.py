@@ -10,20 +10,20 @@ import tempfile
 import time
 from importlib import metadata
 
-from system import files
+from system import cli, files
 
-from mxnet import nd
+from mxnet import cpu, nd
 
 import core
 from dataset import stream
 from runs import params_file
 
-_CHECKPOINT = 'checkpoint.params'
+_GROUPS = 3  # of arrays in a checkpoint: the parameters, and Adam's mean and variance
 SIZES = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim')
 MAX_SIZE = 2 ** 16  # of each of SIZES
 
 
-class RunError(Exception):
+class RunError(cli.UserError):
     """A run folder that cannot be used; the message is one line for the user."""
 
 
@@ -129,8 +129,9 @@ def save_params(folder, name, net, dtype='float32'):
     params_file.write(os.path.join(folder, f'{name}.params'), arrays, {'model': _model(net)})
 
 
-def load_net(folder, ctx):
-    """The network of a run with its best parameters, or its last ones where none are the best yet.
+def load_net(folder, contexts):
+    """The network of a run, initialized, with its best parameters; the last ones, or those of the checkpoint, where
+    none are the best yet.
 
     Returns
     -------
@@ -148,19 +149,39 @@ def load_net(folder, ctx):
         net = build_net(config['arguments'])
     except ValueError as error:
         raise RunError(f'{os.path.join(folder, "config.json")}: {error}') from None
-    name = 'best' if os.path.exists(os.path.join(folder, 'best.params')) else 'last'
-    return net, config, load_params(folder, name, net, ctx)
+    names = ('best', 'last', 'checkpoint')
+    name = next((name for name in names if os.path.exists(os.path.join(folder, f'{name}.params'))), 'best')
+    return net, config, load_params(folder, name, net, contexts)
 
 
-def load_params(folder, name, net, ctx=None):
-    """Put <name>.params into `net`, which is initialized first if `ctx` is given; returns the file's path.
+def load_init(folder, net):
+    """Put the model of another run, of the same sizes, into an initialized `net`; what config.json keeps of its run.
+
+    Raises RunError.
+    """
+    other, config, _ = load_net(folder, [cpu()])
+    arrays = {key: parameter.data() for key, parameter in parameters(other).items()}
+    shapes = {key: parameter.shape for key, parameter in parameters(net).items()}
+    if _model(other) != _model(net) or {key: array.shape for key, array in arrays.items()} != shapes:
+        raise RunError(f'argument --init: the model of {folder} has other sizes')
+    for key, parameter in parameters(net).items():
+        parameter.set_data(arrays[key])
+    kept = ('init', 'command', 'resumed', 'samples_seen')
+    return {'run': folder, **{key: config[key] for key in kept if key in config}}
+
+
+def load_params(folder, name, net, contexts=None):
+    """Put <name>.params into `net`, which is initialized first if contexts are given; returns the file's path.
 
     Raises RunError.
     """
     path = os.path.join(folder, f'{name}.params')
-    arrays, _ = _read(path, net, {key: parameter.shape for key, parameter in parameters(net).items()})
-    if ctx is not None:
-        net.initialize(ctx=ctx)  # takes memory, so not for a config.json whose sizes the file does not have
+    if name == 'checkpoint':
+        (arrays, *_), _ = load_checkpoint(folder, name, net)
+    else:
+        arrays, _ = _read(path, net, {key: parameter.shape for key, parameter in parameters(net).items()})
+    if contexts is not None:
+        net.initialize(ctx=contexts)  # takes memory, so not for a config.json whose sizes the file does not have
     for key, parameter in parameters(net).items():
         parameter.set_data(nd.array(arrays[key]))
     return path
@@ -182,15 +203,15 @@ def _read(path, net, shapes):
     return arrays, metadata
 
 
-def save_checkpoint(folder, net, state, metadata):
-    """Write checkpoint.params, all that `load_checkpoint` returns; the one before stays until this one is whole.
+def save_checkpoint(folder, name, net, state, metadata):
+    """Write a checkpoint, all that `load_checkpoint` returns; the one before stays until this one is whole.
 
     Parameters
     ----------
-    folder : str
+    folder, name : str
     net : DRAW
     state : list of dict of str to NDArray
-        The parameters by name, and as many dicts of the same shapes as the optimizer needs.
+        The parameters by name, and Adam's mean and variance by the same names.
     metadata : dict
         What JSON can hold.
 
@@ -198,19 +219,38 @@ def save_checkpoint(folder, net, state, metadata):
     ------
     OSError
     """
-    arrays = {f'{k}/{name}': array for k, group in enumerate(state) for name, array in group.items()}
-    params_file.write(os.path.join(folder, _CHECKPOINT), arrays, {**metadata, 'model': _model(net)})
+    arrays = {f'{k}/{key}': array for k, group in enumerate(state) for key, array in group.items()}
+    params_file.write(os.path.join(folder, f'{name}.params'), arrays, {**metadata, 'model': _model(net)})
 
 
-def load_checkpoint(folder, net, num_groups):
-    """What `save_checkpoint` wrote, as (state, metadata), or None where there is no checkpoint yet. Raises RunError."""
-    path = os.path.join(folder, _CHECKPOINT)
+def load_checkpoint(folder, name, net):
+    """What `save_checkpoint` wrote, as (state, metadata), or None where there is none. Raises RunError.
+
+    The network need not be initialized: a checkpoint of another one is refused before memory is taken for it.
+    """
+    path = os.path.join(folder, f'{name}.params')
     if not os.path.lexists(path):
         return None
-    names = {name: parameter.shape for name, parameter in parameters(net).items()}
-    shapes = {f'{k}/{name}': shape for k in range(num_groups) for name, shape in names.items()}
+    names = {key: parameter.shape for key, parameter in parameters(net).items()}
+    shapes = {f'{k}/{key}': shape for k in range(_GROUPS) for key, shape in names.items()}
     arrays, metadata = _read(path, net, shapes)
-    return [{name: nd.array(arrays[f'{k}/{name}']) for name in names} for k in range(num_groups)], metadata
+    return [{key: arrays[f'{k}/{key}'] for key in names} for k in range(_GROUPS)], metadata
+
+
+def fall_back(folder, net):
+    """Make the fallback the checkpoint, or remove the checkpoint where there is no fallback.
+
+    Returns
+    -------
+    The training samples seen at the fallback, or 0.
+    """
+    checkpoint, fallback = (os.path.join(folder, f'{name}.params') for name in ('checkpoint', 'fallback'))
+    found = load_checkpoint(folder, 'fallback', net)
+    if found:
+        files.write_whole(checkpoint, lambda temporary: shutil.copyfile(fallback, temporary))
+    elif os.path.lexists(checkpoint):
+        os.remove(checkpoint)
+    return found[1]['samples_seen'] if found else 0
 
 
 @contextlib.contextmanager
@@ -219,11 +259,10 @@ def lock(folder):
 
     Raises RunError where another process holds it.
     """
-    path = os.path.join(folder, 'lock')
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise RunError(f'{path}: {error.strerror}') from None
+        raise RunError(f'{folder}: {error.strerror}') from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -1,2 +1,4 @@
-"""What touches the machine. Imported before mxnet: it sets what mxnet's threads do."""
-from system import devices  # noqa: F401
+"""What touches the machine. Importing it sets what must be so before mxnet is imported."""
+from system import devices
+
+devices.set_environment()

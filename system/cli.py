@@ -1,7 +1,13 @@
 """The command line: parser, number types, one line for an error, and the signals that stop a training."""
 import argparse
 import contextlib
+import os
+import shlex
+import shutil
 import signal
+import sys
+
+from tqdm import tqdm
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -26,21 +32,34 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {line}\n')
 
 
+class UserError(Exception):
+    """What the user can mend; the message is one line."""
+
+
+def reason(error):
+    """An OSError in words: the file and what is wrong with it."""
+    return ': '.join(str(part) for part in (error.filename, error.strerror or error) if part)
+
+
 @contextlib.contextmanager
-def one_line(parser, *exceptions):
-    """End the program with one line and exit code 2 where the body raises one of these or an OSError; Ctrl-C: 130."""
+def one_line(parser):
+    """End the program with one line and exit code 2 where the body raises a UserError or OSError; Ctrl-C: 130."""
     try:
         yield
     except KeyboardInterrupt:
         parser.exit(130)
-    except exceptions as error:
+    except UserError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f'{error.filename}: {error.strerror}' if error.filename else str(error))
+        parser.error(reason(error))
+
+
+class Stopped(Exception):
+    """A signal asks for the end."""
 
 
 class Stop:
-    """A context in which the first SIGINT (Ctrl-C) or SIGTERM only sets `signal`; the second raises KeyboardInterrupt.
+    """A context in which a first SIGINT (Ctrl-C), SIGTERM or SIGHUP only sets `signal`; a second: KeyboardInterrupt.
 
     So a training ends between two steps, with a state that can be saved.
     """
@@ -49,7 +68,10 @@ class Stop:
         self.signal = None
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def _handle(self, number, _):
@@ -60,6 +82,29 @@ class Stop:
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def progress(what, total, unit, initial=0, silent=False):
+    """A bar that says what is waited for; no bar where the output is no terminal."""
+    return tqdm(desc=what, total=total, initial=initial, unit=f' {unit}', smoothing=0.1, dynamic_ncols=True,
+                disable=silent or not sys.stderr.isatty())
+
+
+def complain(message):
+    """One line on the standard error, below a bar."""
+    print(f'\n{os.path.basename(sys.argv[0])}: stopped: {message}', file=sys.stderr)
+
+
+def script(path):
+    """A script's path as it can be typed here."""
+    return min(os.path.relpath(path), path, key=len)
+
+
+def command(*words):
+    """A command line that runs this Python on these words: `python` where that is the one."""
+    own, found = sys.executable, shutil.which('python') or ''
+    python = 'python' if os.path.dirname(found) == os.path.dirname(own) else script(own)
+    return shlex.join([python, *map(str, words)])
 
 
 def count(text):
@@ -84,17 +129,17 @@ def seed(text):
 
 
 def positive(text):
-    """A finite number above 0."""
+    """A number above 0 that float32 can hold."""
     try:
         value = float(text)
     except ValueError:
         value = 0.
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a finite number above 0')
+    if not 1e-30 <= value <= 1e30:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1e-30 to 1e30')
     return value
 
 
-def share(text):
+def fraction(text):
     """A number from 0 to 1."""
     try:
         value = float(text)

@@ -58,7 +58,7 @@ def seen_in_checkpoint(folder):
     if not os.path.exists(path):
         return 0
     net = storage.build_net(storage.read_config(folder)['arguments'])
-    return storage.load_checkpoint(folder, net, num_groups=3)[1]['samples_seen']
+    return storage.load_checkpoint(folder, 'checkpoint', net)[1]['samples_seen']
 
 
 def main(folder, kills):

@@ -17,6 +17,7 @@ from dataset.noise import noise
 from idx import write_mnist
 from oracle import forward_one, sigmoid
 from runs import storage
+from runs.bounds import Evaluator
 
 CPU = mx.cpu()
 ARGUMENTS = {'input_height': 3, 'input_width': 4, 'num_steps': 2, 'num_recurrent_units': 4, 'latent_dim': 1,
@@ -32,6 +33,10 @@ def make_net(arguments, scale=1., seed=0):
     for parameter in net.collect_params().values():
         parameter.set_data(nd.array(rng.normal(scale=scale, size=parameter.shape)))
     return net
+
+
+def bounds(net, images, seed, num_draws=1, batch_size=100):
+    return Evaluator(net, [CPU], batch_size).per_image(images, seed, num_draws)
 
 
 def log_likelihood(canvas, x):
@@ -56,7 +61,7 @@ def test_bounds_of_a_model_that_can_be_integrated(num_steps, attention):
     arguments = {**ARGUMENTS, 'num_steps': num_steps, 'attention': attention}
     net = make_net(arguments, scale=0.7)
     exact = -exact_log_px(net, num_steps)
-    per_image = evaluate.bounds(net, arguments, IMAGES, 0, CPU, num_draws=3000)
+    per_image = bounds(net, IMAGES, 0, num_draws=3000)
     np.testing.assert_allclose(per_image['importance_weighted'], exact, atol=0.05)
     assert (per_image['reconstruction'] + per_image['kl'] > exact).all()
 
@@ -64,7 +69,7 @@ def test_bounds_of_a_model_that_can_be_integrated(num_steps, attention):
 def test_bound_tightens_with_k():
     net = make_net(ARGUMENTS)
     exact = -exact_log_px(net, 2).mean()
-    means = [np.mean([evaluate.bounds(net, ARGUMENTS, IMAGES, seed, CPU, num_draws=k)['importance_weighted'].mean()
+    means = [np.mean([bounds(net, IMAGES, seed, num_draws=k)['importance_weighted'].mean()
                       for seed in range(40)]) for k in (1, 4, 16, 64)]
     assert means == sorted(means, reverse=True)
     assert means[0] - means[-1] > 0.1 and means[-1] > exact - 0.05
@@ -74,7 +79,7 @@ def test_one_draw_is_the_bound_within_its_error():
     """The KL is exact in one and sampled in the other."""
     net = make_net(ARGUMENTS, scale=0.5)
     images = np.tile(IMAGES, (400, 1))
-    per_image = evaluate.bounds(net, ARGUMENTS, images, 0, CPU)
+    per_image = bounds(net, images, 0)
     difference = per_image['reconstruction'] + per_image['kl'] - per_image['importance_weighted']
     assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(images))
     assert difference.std() > 0.01
@@ -85,7 +90,7 @@ def test_log_weight_is_that_of_the_equations():
     net = make_net(arguments, scale=0.5)
     params = {name: parameter.data().asnumpy().astype(np.float64)
               for name, parameter in storage.parameters(net).items()}
-    per_image = evaluate.bounds(net, arguments, IMAGES, 7, CPU)
+    per_image = bounds(net, IMAGES, 7)
     eps = noise(7, 'evaluation 0', 0, len(IMAGES), 3, 2).astype(np.float64)
     for i, x in enumerate(IMAGES.astype(np.float64)):
         steps = forward_one(params, x, eps[:, i], (3, 4), 2, 2)
@@ -104,8 +109,8 @@ def test_log_weight_is_that_of_the_equations():
 @pytest.mark.parametrize('batch_size', [1, 2, 5, 8])
 def test_batch_size_changes_no_result(batch_size):
     net = make_net(ARGUMENTS)
-    expected = evaluate.bounds(net, ARGUMENTS, IMAGES, 0, CPU, num_draws=3)
-    actual = evaluate.bounds(net, ARGUMENTS, IMAGES, 0, CPU, num_draws=3, batch_size=batch_size)
+    expected = bounds(net, IMAGES, 0, num_draws=3)
+    actual = bounds(net, IMAGES, 0, num_draws=3, batch_size=batch_size)
     for name, values in expected.items():
         np.testing.assert_allclose(actual[name], values, rtol=1e-5, err_msg=name)
 
@@ -149,9 +154,9 @@ def test_whole_test_set(trained, capsys):
     for text in ('30 test images', f'{result["bound"]:.2f} +- {result["standard_error"]:.2f} nats', 'K = 5', 'dynamic',
                  f'{result["importance_weighted_bound"]:.2f}', 'best.params'):
         assert text in out
-    net, config, _ = storage.load_net(trained, CPU)
+    net, config, _ = storage.load_net(trained, [CPU])
     split = stream.load('mnist', config['arguments']['data_dir'], (28, 28))['test']
-    per_image = evaluate.bounds(net, config['arguments'], stream.evaluation_images(split, 'dynamic'), 0, CPU, 5)
+    per_image = bounds(net, stream.evaluation_images(split, 'dynamic'), 0, 5)
     np.testing.assert_allclose(per_image['importance_weighted'].mean(), result['importance_weighted_bound'], rtol=1e-6)
 
 

@@ -180,7 +180,7 @@ def test_event_files(run):
     path, = run.glob('events.out.tfevents.*')
     whole = path.read_bytes()
     net = storage.build_net(storage.read_config(run)['arguments'])
-    sizes = storage.load_checkpoint(run, net, num_groups=3)[1]['event_files']
+    sizes = storage.load_checkpoint(run, 'checkpoint', net)[1]['event_files']
     assert list(sizes) == [path.name] and sizes[path.name] < len(whole)  # the end of the run was logged after it
     for _ in range(MUTATIONS):
         content = mutate(whole, rng)
@@ -204,7 +204,7 @@ DAMAGES = [  # of the free path in a run folder; content is that of another file
 def test_run_folders(runs, run):
     """Files that are missing, swapped, of the other run, links, folders or pipes."""
     rng, refused = np.random.default_rng(5), 0
-    names = ['config.json', 'best.params', 'last.params', 'checkpoint.params', 'lock', 'events.out.tfevents.1.x']
+    names = ['config.json', 'best.params', 'last.params', 'checkpoint.params', 'events.out.tfevents.1.x']
     for _ in range(MUTATIONS // 2):  # for each of two scripts
         shutil.rmtree(run)
         shutil.copytree(runs / 'attention', run)
@@ -220,4 +220,4 @@ def test_run_folders(runs, run):
 def test_a_fuzzed_network_is_still_whole(runs):
     """The runs under test are good ones."""
     for name in ('attention', 'plain'):
-        storage.load_net(runs / name, mx.cpu())
+        storage.load_net(runs / name, [mx.cpu()])

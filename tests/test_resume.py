@@ -52,7 +52,7 @@ def refusal(capsys, *argv):
 
 def checkpoint(folder):
     net = storage.build_net(storage.read_config(folder)['arguments'])
-    return storage.load_checkpoint(folder, net, num_groups=3)
+    return storage.load_checkpoint(folder, 'checkpoint', net)
 
 
 def assert_same_files(left, right, names=FILES):

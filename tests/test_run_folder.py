@@ -126,12 +126,12 @@ def test_saving_replaces_the_old_file(saved):
 
 def test_load_net_prefers_the_best_parameters(saved):
     folder, last = saved
-    net, config, path = storage.load_net(folder, mx.cpu())
+    net, config, path = storage.load_net(folder, [mx.cpu()])
     assert_same(values(net), values(last))
     assert config == {'arguments': ARGUMENTS} and path == os.path.join(folder, 'last.params')
     best = make_net(seed=2)
     storage.save_params(folder, 'best', best)
-    net, _, path = storage.load_net(folder, mx.cpu())
+    net, _, path = storage.load_net(folder, [mx.cpu()])
     assert_same(values(net), values(best))
     assert path == os.path.join(folder, 'best.params')
 
@@ -383,7 +383,7 @@ pages = int(open('/proc/self/statm').read().split()[0])
 limit = pages * resource.getpagesize() + 2 ** 29
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    storage.load_net(sys.argv[1], mx.cpu())
+    storage.load_net(sys.argv[1], [mx.cpu()])
 except storage.RunError as error:
     print('refused:', error)
 '''

@@ -145,7 +145,7 @@ def assert_no_run(logdir='results'):
 def test_run_folder_is_complete(run, request):
     run = request.getfixturevalue(run)
     files = sorted(path.name for path in run.folder.iterdir() if not path.name.startswith('events.out.tfevents.'))
-    assert files == sorted(['config.json', 'last.params', 'best.params', 'checkpoint.params', 'lock', *GIFS])
+    assert files == sorted(['config.json', 'last.params', 'best.params', 'checkpoint.params', *GIFS])
     assert len(list(run.folder.iterdir())) == len(files) + 1  # one event file
     for name in GIFS:
         pictures = frames(run.folder / name)
@@ -226,7 +226,7 @@ def test_run_ends_with_the_best_parameters(workplace, monkeypatch):
     assert train_mnist.main([*TINY, '-r', '0.03']) == 0
     folder = only_folder('results')
     assert config_of(folder)['validation']['bound'] == 8
-    best, _, _ = storage.load_net(folder, mx.cpu())
+    best, _, _ = storage.load_net(folder, [mx.cpu()])
     np.testing.assert_array_equal(at_the_end[0], best.z_to_dec.weight.data().asnumpy())
     assert (folder / 'best.params').read_bytes() != (folder / 'last.params').read_bytes()
     sample.main([str(folder), '-n', '10', '-o', 'out'])
@@ -427,7 +427,7 @@ def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, 
     train_mnist.train(training, batches, images, Recorder(), str(tmp_path), stop)
     assert training.seen == 64
     latest = values(training.net)
-    (parameters, *_), metadata = storage.load_checkpoint(tmp_path, training.net, num_groups=3)
+    (parameters, *_), metadata = storage.load_checkpoint(tmp_path, 'checkpoint', training.net)
     assert metadata['samples_seen'] == 64
     for name, array in parameters.items():
         np.testing.assert_array_equal(array.asnumpy(), latest[name], err_msg=name)
@@ -473,7 +473,7 @@ def test_signal_saves_and_says_how_to_go_on(workplace, capsys, number, code):
     assert 'validation' not in config_of(folder)
     assert not list(folder.glob('*.tmp'))
     net = storage.build_net(config_of(folder)['arguments'])
-    assert storage.load_checkpoint(folder, net, num_groups=3)[1]['samples_seen'] == seen
+    assert storage.load_checkpoint(folder, 'checkpoint', net)[1]['samples_seen'] == seen
     sample.main([str(folder), '-n', '1', '-o', 'out'])
     assert os.listdir('out') == ['sample_0.gif']
 
@@ -753,7 +753,7 @@ def test_same_seed_same_bytes(attention_run, tmp_path):
 
 
 def test_sample_does_not_depend_on_how_many_are_drawn(attention_run, monkeypatch):
-    net, _, _ = storage.load_net(attention_run.folder, mx.cpu())
+    net, _, _ = storage.load_net(attention_run.folder, [mx.cpu()])
 
     def draw(num_samples):
         paintings = list(paint.paint(net, 3, [mx.cpu()], num_samples=num_samples))
@@ -761,7 +761,7 @@ def test_sample_does_not_depend_on_how_many_are_drawn(attention_run, monkeypatch
 
     seven = draw(7)
     np.testing.assert_allclose(draw(2), seven[:2], rtol=0, atol=1e-5)
-    monkeypatch.setattr(paint, '_CHUNK', 3)
+    monkeypatch.setattr(paint, 'CHUNK', 3)
     np.testing.assert_allclose(draw(7), seven, rtol=0, atol=1e-5)
     for i in range(1, 7):
         assert abs(seven[i] - seven[0]).max() > 1e-3
@@ -790,7 +790,7 @@ def test_reconstructions(attention_run, tmp_path, monkeypatch, capsys):
 
 
 def test_reconstructions_are_of_the_test_images(attention_run, tmp_path, monkeypatch):
-    net, config, _ = storage.load_net(attention_run.folder, mx.cpu())
+    net, config, _ = storage.load_net(attention_run.folder, [mx.cpu()])
     monkeypatch.chdir(tmp_path)  # where there is no folder data
     shutil.copytree(attention_run.cwd / 'data', 'elsewhere')
     painted = {}

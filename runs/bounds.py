@@ -1,0 +1,126 @@
+"""Likelihood bounds of images: the variational bound, and the importance-weighted one."""
+import copy
+
+import numpy as np
+from mxnet import gluon
+
+import core
+from dataset.noise import noise
+from distributed.workers import Alone
+
+
+def log_weight(reconstruction, mu, log_sigma, eps):
+    """log p(x|z) + log p(z) - log q(z|x), for z = mu + sigma * eps drawn from q.
+
+    The normal constants of prior and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1}, and so do mu and log_sigma,
+    which makes the product over t the density of the whole z.
+
+    Parameters
+    ----------
+    reconstruction : numpy.ndarray
+        -log p(x|z), shape (batch,).
+    mu, log_sigma, eps : numpy.ndarray
+        Each (num_steps, batch, latent_dim).
+
+    Returns
+    -------
+    (batch,), nats
+    """
+    z = mu + np.exp(log_sigma) * eps
+    return (0.5 * (eps ** 2 - z ** 2) + log_sigma).sum(axis=(0, 2)) - reconstruction
+
+
+class Evaluator:
+    """The bounds of images, batch by batch, each batch shared out to the workers and their contexts.
+
+    Parameters
+    ----------
+    net : core.DRAW
+        Initialized on `contexts`; its parameters at the time of a call count.
+    contexts : list of mxnet.Context
+    batch_size : int
+        Images at a time, of all workers together. Changes no result: every image has noise of its own.
+    group : distributed.workers.Alone, optional
+    """
+
+    def __init__(self, net, contexts, batch_size, group=None):
+        self._contexts, self._batch_size, self._group = contexts, batch_size, group or Alone()
+        # The copy shares the parameters and has a graph of its own: with one graph for training and evaluation, MXNet
+        # plans it anew at every change between them.
+        self._net, self._loss = copy.copy(net), core.DRAWLoss()
+        for block in (self._net, self._loss):
+            block.hybridize(**core.STATIC)
+
+    def draws(self, images, seed, purposes):
+        """The images batch by batch, and for each batch one draw of z for each of `purposes`.
+
+        The last batch is filled up with images that are not counted, so that one graph serves all.
+
+        Parameters
+        ----------
+        images : numpy.ndarray
+            (n, height * width), values 0 or 1.
+        seed : int
+        purposes : list of str
+            Names of the noise.
+
+        Yields
+        ------
+        rows : numpy.ndarray of int, numbers of this worker's images of the batch
+        reconstruction : (rows,), nats
+        mu, log_sigma, eps : each (num_steps, rows, latent_dim)
+            All float64.
+        """
+        part = self._batch_size // self._group.size  # of a batch, that is this worker's
+        offset = part * self._group.rank
+        for first in range(offset, offset + len(images), self._batch_size):
+            rows = np.arange(first, first + part)
+            x = gluon.utils.split_and_load(images[rows % len(images)], self._contexts)
+            for purpose in purposes:
+                eps = noise(seed, purpose, first, part, self._net.num_steps, self._net.latent_dim)
+                outputs = []  # of the contexts, all under way before the first is waited for
+                for x_k, eps_k in zip(x, gluon.utils.split_and_load(eps, self._contexts, batch_axis=1)):
+                    canvas, mu, log_sigma = self._net(x_k, eps_k)
+                    outputs.append((self._loss(canvas, mu, log_sigma, x_k)[0], mu, log_sigma))
+                counted = rows < len(images)
+                reconstruction, mu, log_sigma = (
+                    np.concatenate([output.asnumpy().astype(np.float64) for output in parts], axis=axis)
+                    for axis, parts in zip((0, 1, 1), zip(*outputs)))
+                yield (rows[counted], reconstruction[counted], mu[:, counted], log_sigma[:, counted],
+                       eps[:, counted].astype(np.float64))
+
+    def mean(self, images, seed, purpose, on_batch=lambda count: None):
+        """Means over images of reconstruction (), KL () and KL per step (num_steps,), one draw of z for each; nats.
+
+        `on_batch` is called with the number of images after each batch.
+        """
+        sums, done = np.zeros(1 + self._net.num_steps), 0
+        for _, reconstruction, mu, log_sigma, _ in self.draws(images, seed, [purpose]):
+            kl_t = core.kl_per_step(np, mu, log_sigma).sum(axis=1)
+            # Of all workers batch by batch: the others must not wait too long for a slow one.
+            sums += self._group.sum(np.append(reconstruction.sum(), kl_t))
+            done += self._batch_size
+            on_batch(min(self._batch_size, len(images) + self._batch_size - done))
+        means = sums / len(images)
+        return means[0], means[1:].sum(), means[1:]
+
+    def per_image(self, images, seed, num_draws=1, on_batch=lambda count: None):
+        """Bounds of every image, from `num_draws` draws of z for each; memory does not depend on `num_draws`.
+
+        `on_batch` is called with the number of images after each draw.
+
+        Returns
+        -------
+        dict of numpy.ndarray, each (n,), float64, nats
+            `reconstruction` and `kl`, means over the draws, whose sum is the negative variational bound (Eqn. 12), and
+            `importance_weighted`, -log (1/K sum_k p(x, z_k) / q(z_k|x)) (Burda et al. 2015, arXiv:1509.00519, Eqn. 8).
+        """
+        n = len(images)
+        reconstruction, kl, log_weights = np.zeros(n), np.zeros(n), np.full(n, -np.inf)
+        purposes = [f'evaluation {k}' for k in range(num_draws)]
+        for rows, of_draw, mu, log_sigma, eps in self.draws(images, seed, purposes):
+            reconstruction[rows] += of_draw / num_draws
+            kl[rows] += core.kl_per_step(np, mu, log_sigma).sum(axis=0) / num_draws
+            log_weights[rows] = np.logaddexp(log_weights[rows], log_weight(of_draw, mu, log_sigma, eps))
+            on_batch(len(rows))
+        return {'reconstruction': reconstruction, 'kl': kl, 'importance_weighted': np.log(num_draws) - log_weights}

@@ -24,7 +24,7 @@ _ENVIRONMENT = dict(os.environ)  # before cli sets the number of threads for thi
 from system import cli, devices  # noqa: E402
 
 _GRACE = 5  # seconds between SIGTERM and SIGKILL
-_SERVE = [sys.executable, '-c', 'import mxnet']  # with DMLC_ROLE=server or scheduler the import does not return
+_SERVE = [sys.executable, '-c', 'import system, mxnet']  # with DMLC_ROLE=server or scheduler the import does not return
 _STOPPED = 128 + signal.SIGTERM  # exit code of a worker that was asked to stop before its training began
 
 
@@ -117,7 +117,8 @@ def start(args, services, workers):
     for k in range(args.num_servers):
         own = {**environment, 'DMLC_ROLE': 'server'}
         services.append(Process(f'server {k}', hosts[k % len(hosts)], 0, own, _SERVE))
-    share = -(-args.num_workers // len(hosts)) * devices.cpu_contexts(args.command)
+    contexts = devices.planned_contexts(args.command[1:], default=lambda batch_size: 1)
+    share = -(-args.num_workers // len(hosts)) * contexts
     for k in range(args.num_workers):
         own = {**environment, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': k}
         workers.append(Process(f'worker {k}', hosts[k % len(hosts)], share, own, [sys.executable, *args.command]))

@@ -44,8 +44,11 @@ class _Flags(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def planned_contexts(argv):
-    """The contexts of the CPU that a command line will use; found out before it is read, which mxnet is needed for."""
+def planned_contexts(argv, default=default_contexts):
+    """The contexts of the CPU that a command line will use; found out before it is read, which mxnet is needed for.
+
+    `default` is a function of the batch size.
+    """
     flags = _Flags(add_help=False, allow_abbrev=False)
     for name in ('--gpus', '--cpu_contexts', '--batch_size', '-b', '--resume'):
         flags.add_argument(name)
@@ -60,7 +63,7 @@ def planned_contexts(argv):
             return 1
         number = given.cpu_contexts or stored.get('cpu_contexts')
         batch_size = given.batch_size or given.b or stored.get('batch_size') or BATCH_SIZE
-        return max(1, min(int(number), MAX_CONTEXTS)) if number else default_contexts(int(batch_size))
+        return max(1, min(int(number), MAX_CONTEXTS)) if number else default(int(batch_size))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):  # told when the command line is read
         return 1
 

@@ -145,7 +145,7 @@ def assert_no_run(logdir='results'):
 def test_run_folder_is_complete(run, request):
     run = request.getfixturevalue(run)
     files = sorted(path.name for path in run.folder.iterdir() if not path.name.startswith('events.out.tfevents.'))
-    assert files == sorted(['config.json', 'last.params', 'best.params', 'checkpoint.params', *GIFS])
+    assert files == sorted(['config.json', 'last.params', 'best.params', 'checkpoint.params', 'fallback.params', *GIFS])
     assert len(list(run.folder.iterdir())) == len(files) + 1  # one event file
     for name in GIFS:
         pictures = frames(run.folder / name)

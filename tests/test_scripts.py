@@ -16,7 +16,6 @@ import urllib.parse
 import urllib.request
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 
 from system import cli
 
@@ -25,25 +24,38 @@ import numpy as np
 import pytest
 from mxnet import nd
 from mxnet.gluon import HybridBlock
-from PIL import Image, ImageSequence
+from PIL import Image
 
 import core
 import sample
 import train_mnist
+from commands import (
+    ROOT,
+    TIME_OUT,
+    assert_help_is_complete,
+    assert_no_run,
+    assert_one_line,
+    colours_per_frame,
+    command,
+    content,
+    frames,
+    new_folder,
+    only_folder,
+    options_in_help,
+    refusal,
+    script,
+    train,
+)
 from dataset import stream
 from idx import write_idx, write_mnist
-from pictures import paint
 from runs import storage
 
-ROOT = Path(__file__).resolve().parent.parent
-TIME_OUT = 120  # seconds, for one process
 T, BATCH = 3, 16
 SIZES = ['-s', str(T), '-u', '8', '-l', '4', '-b', str(BATCH), '--kl_warmup', '1']
 TINY = [*SIZES, '-t', '64', '-f', '32', '-v', '20']
 # Validations at 32, 64, 96 and, since 100 samples are rounded up to whole batches, 112 training samples.
 ATTENTION = ['--attention', *SIZES, '-t', '1e2', '-f', '32', '-v', '20', '-r', '0.03']
 PLAIN = [*TINY, '-v', '1000', '--logdir', 'all results']
-RED, GREEN = (255, 0, 0), (0, 255, 0)
 GIFS = [f'sample_{i}.gif' for i in range(10)]
 
 
@@ -52,33 +64,6 @@ def no_mirror(monkeypatch):
     """The only mirror is a port of this machine where nobody listens, and no proxy stands before it."""
     monkeypatch.setenv('DRAW_MNIST_MIRROR', 'http://127.0.0.1:9/')
     monkeypatch.setenv('no_proxy', '*')
-
-
-def command(name, *argv):
-    return [sys.executable, str(ROOT / name), *map(str, argv)]
-
-
-def script(name, *argv, cwd):
-    """Run a script to its end, as a process of its own."""
-    return subprocess.run(command(name, *argv), cwd=cwd, capture_output=True, text=True, timeout=TIME_OUT)
-
-
-def only_folder(logdir):
-    folder, = Path(logdir).iterdir()
-    return folder
-
-
-def new_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('run')
-    (folder / 'data').mkdir()
-    write_mnist(folder / 'data')
-    return folder
-
-
-def train(cwd, argv, logdir='results'):
-    result = script('train_mnist.py', *argv, cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return SimpleNamespace(cwd=cwd, argv=argv, folder=only_folder(cwd / logdir), stdout=result.stdout)
 
 
 @pytest.fixture(scope='module')
@@ -97,46 +82,6 @@ def parse(*argv):
 
 def config_of(folder):
     return json.loads((folder / 'config.json').read_text())
-
-
-def frames(path):
-    """The frames of a GIF as RGB arrays."""
-    with Image.open(path) as image:
-        return [np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(image)]
-
-
-def has_colour(frame, colour):
-    return bool((frame == colour).all(axis=-1).any())
-
-
-def colours_per_frame(path):
-    """For each frame: is there red, is there green."""
-    return [(has_colour(frame, RED), has_colour(frame, GREEN)) for frame in frames(path)]
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def refusal(capsys, main, *argv):
-    """The one line with which the script ends with exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, argv)])
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2
-    assert_one_line(out, err)
-    return err
-
-
-def assert_one_line(out, err):
-    assert all(line.startswith('downloading ') for line in out.splitlines())
-    assert len(err.splitlines()) == 1 and err.endswith('\n') and err.strip().isprintable()
-    assert 'Traceback' not in err
-
-
-def assert_no_run(logdir='results'):
-    assert not os.path.exists(logdir) or os.listdir(logdir) == []
 
 
 # A training run
@@ -566,27 +511,6 @@ def test_short_names_are_exactly_these():
     assert short == {'-h', *(short for short, _ in OPTIONS.values() if short)}
 
 
-def options_in_help(text):
-    """{option without dashes: its lines of the help, as one}."""
-    parts = re.split(r'\n  (?=-)', text)[1:]
-    return {re.search(r'--(\w+)', part).group(1): ' '.join(part.split()) for part in parts}
-
-
-def assert_help_is_complete(text, parser):
-    options = options_in_help(text)
-    for action in parser._actions:
-        if not action.option_strings or action.dest == 'help':
-            continue
-        described = options.pop(action.dest)
-        assert all(option in described for option in action.option_strings)
-        help_text = described.split(max(action.option_strings, key=len), 1)[1]
-        assert len(help_text.replace('(default:', '').split()) > 3, action.dest
-        if action.nargs != 0 and action.default is not None:
-            assert f'(default: {action.default})' in described, action.dest
-        assert 'default: None' not in described
-    assert list(options) == ['help']
-
-
 def test_help_of_training():
     result = script('train_mnist.py', '--help', cwd=ROOT)
     assert result.returncode == 0 and result.stderr == ''
@@ -594,15 +518,6 @@ def test_help_of_training():
     train_mnist.parse_args(parser, [])
     assert_help_is_complete(result.stdout, parser)
     assert OPTIONS.keys() < options_in_help(result.stdout).keys()
-
-
-def test_help_of_sampling(capsys):
-    with pytest.raises(SystemExit) as stop:
-        sample.main(['--help'])
-    assert stop.value.code == 0
-    parser = cli.Parser(prog='sample.py')
-    sample.parse_args(parser, ['folder'])
-    assert_help_is_complete(capsys.readouterr().out, parser)
 
 
 @pytest.mark.parametrize('option', COUNTS)
@@ -733,7 +648,7 @@ def test_bad_input_of_a_process(workplace, argv):
     assert_no_run()
 
 
-# Samples and reconstructions
+# Sampling a run
 
 def test_gifs_of_the_run_are_the_default_samples(attention_run, tmp_path):
     result = script('sample.py', attention_run.folder, cwd=tmp_path)
@@ -741,132 +656,6 @@ def test_gifs_of_the_run_are_the_default_samples(attention_run, tmp_path):
     assert content(tmp_path) == {name: (attention_run.folder / name).read_bytes() for name in GIFS}
     assert len(set(content(tmp_path).values())) == 10
     assert 'best.params' in result.stdout and 'reconstruction' not in result.stdout
-
-
-def test_same_seed_same_bytes(attention_run, tmp_path):
-    for name, seed in (('one', '5'), ('same', '5'), ('other', '6')):
-        sample.main([str(attention_run.folder), '-n', '3', '--seed', seed, '-o', str(tmp_path / name)])
-    one, same, other = (content(tmp_path / name) for name in ('one', 'same', 'other'))
-    assert one.keys() == other.keys() == {f'sample_{i}.gif' for i in range(3)}
-    assert one == same
-    assert not set(one.values()) & set(other.values())
-
-
-def test_sample_does_not_depend_on_how_many_are_drawn(attention_run, monkeypatch):
-    net, _, _ = storage.load_net(attention_run.folder, [mx.cpu()])
-
-    def draw(num_samples):
-        paintings = list(paint.paint(net, 3, [mx.cpu()], num_samples=num_samples))
-        return np.stack([painting.probabilities for painting in paintings])
-
-    seven = draw(7)
-    np.testing.assert_allclose(draw(2), seven[:2], rtol=0, atol=1e-5)
-    monkeypatch.setattr(paint, 'CHUNK', 3)
-    np.testing.assert_allclose(draw(7), seven, rtol=0, atol=1e-5)
-    for i in range(1, 7):
-        assert abs(seven[i] - seven[0]).max() > 1e-3
-
-
-def test_boxes(attention_run, plain_run, tmp_path):
-    for name, argv in (('boxes', []), ('bare', ['--no_boxes'])):
-        sample.main([str(attention_run.folder), '-n', '3', '-o', str(tmp_path / name), *argv])
-        found = [colours_per_frame(path) for path in (tmp_path / name).iterdir()]
-        assert len(found) == 3 and all(len(gif) == T + 1 for gif in found)
-        assert any(red for gif in found for red, _ in gif) == (name == 'boxes')
-        assert not any(green for gif in found for _, green in gif)
-    sample.main([str(plain_run.folder), '-n', '3', '-o', str(tmp_path / 'plain')])
-    assert not any(red or green for path in (tmp_path / 'plain').iterdir() for red, green in colours_per_frame(path))
-
-
-def test_reconstructions(attention_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(attention_run.cwd)
-    sample.main([str(attention_run.folder), '--reconstruct', '-n', '40', '-o', str(tmp_path / 'out')])
-    assert 'reconstruction' in capsys.readouterr().out
-    gifs = [tmp_path / 'out' / f'reconstruction_{i}.gif' for i in range(30)]  # there are 30 test images
-    assert sorted((tmp_path / 'out').iterdir()) == sorted(gifs)
-    found = [colours_per_frame(path) for path in gifs]
-    assert all(len(gif) == T + 1 and gif[0] == (False, False) for gif in found)
-    assert any(red for gif in found for red, _ in gif) and any(green for gif in found for _, green in gif)
-
-
-def test_reconstructions_are_of_the_test_images(attention_run, tmp_path, monkeypatch):
-    net, config, _ = storage.load_net(attention_run.folder, [mx.cpu()])
-    monkeypatch.chdir(tmp_path)  # where there is no folder data
-    shutil.copytree(attention_run.cwd / 'data', 'elsewhere')
-    painted = {}
-
-    def noted(*args, original=paint.paint, **kwargs):
-        painted.update(kwargs)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(paint, 'paint', noted)
-    sample.main([str(attention_run.folder), '--reconstruct', '-n', '4', '--data_dir', 'elsewhere'])
-    test = stream.load('mnist', 'elsewhere', (28, 28))['test'][:4]
-    images = painted['images']
-    assert images.shape == (4, 784) and set(np.unique(images)) == {0, 1}
-    assert (images[test == 0] == 0).all() and (images[test == 255] == 1).all()
-    reconstructions = list(paint.paint(net, 0, [mx.cpu()], images=images))
-    for i, reconstruction in enumerate(reconstructions):
-        assert reconstruction.probabilities.shape == (T + 1, 784)
-        assert reconstruction.read_windows.shape == reconstruction.write_windows.shape == (T, 5)
-        others = [abs(reconstruction.probabilities[-1] - other).mean() for other in images]
-        assert others[i] < 0.5
-    assert sorted(os.listdir()) == ['elsewhere', *(f'reconstruction_{i}.gif' for i in range(4))]
-
-
-def test_scale_and_prefix(plain_run, tmp_path):
-    sample.main([str(plain_run.folder), '-n', '2', '--scale', '3', '--prefix', 'digit', '-o', str(tmp_path)])
-    assert sorted(os.listdir(tmp_path)) == ['digit_0.gif', 'digit_1.gif']
-    assert frames(tmp_path / 'digit_0.gif')[0].shape == (84, 84, 3)
-
-
-def test_grid(attention_run, tmp_path):
-    path = tmp_path / 'sheet.png'
-    sample.main([str(attention_run.folder), '-n', '5', '--scale', '2', '-o', str(tmp_path), '--grid', str(path)])
-    with Image.open(path) as image:
-        assert image.format == 'PNG'
-        assert image.size == (2 * (4 * 28 + 3 * 2), 2 * (5 * 28 + 4 * 2))  # c_0 .. c_3 by five samples
-        tiles = np.asarray(image.convert('L'))
-    final = frames(tmp_path / 'sample_4.gif')[-1]
-    assert sorted(os.listdir(tmp_path)) == [*(f'sample_{i}.gif' for i in range(5)), 'sheet.png']
-    sample.main([str(attention_run.folder), '-n', '5', '--scale', '2', '-o', str(tmp_path), '--no_boxes'])
-    final = frames(tmp_path / 'sample_4.gif')[-1][..., 0]
-    assert abs(tiles[-56:, -56:].astype(int) - final).max() <= 3  # a GIF has every fifth grey only
-
-
-@pytest.mark.parametrize('argv, reason', [
-    (['-n', '0'], '--num_samples'), (['--scale', '0'], '--scale'), (['--scale', '65'], '--scale'),
-    (['--grid', 'sheet.jpg'], '--grid'), (['--grid', 'sheet'], '--grid'), (['--steps', '3'], '--steps'),
-    (['--recon'], '--recon'), (['extra'], 'extra')])
-def test_bad_options_of_sampling(plain_run, tmp_path, monkeypatch, capsys, argv, reason):
-    monkeypatch.chdir(tmp_path)
-    assert reason in refusal(capsys, sample.main, plain_run.folder, *argv)
-    assert os.listdir() == []
-
-
-def test_sampling_without_a_folder_takes_the_model_in_the_assets(workplace):
-    sample.main(['-n', '1'])
-    shown, drawn = (np.array(frames(path)) for path in (ROOT / 'assets' / 'draw_w_attn_0.gif', 'sample_0.gif'))
-    assert shown.shape == drawn.shape == (65, 112, 112, 3)
-    assert abs(shown.astype(float) - drawn).mean() < 1  # of 255: other processors differ in the last bits
-
-
-@pytest.mark.parametrize('argv, reason', [
-    (['-o', 'file'], 'file'), (['-o', 'file/out'], 'file/out'), (['--grid', 'nowhere/sheet.png'], 'nowhere'),
-    (['--grid', 'folder.png'], 'folder.png'), (['--prefix', 'nowhere/digit'], 'nowhere')])
-def test_output_that_cannot_be_written(plain_run, tmp_path, monkeypatch, capsys, argv, reason):
-    monkeypatch.chdir(tmp_path)
-    Path('file').write_text('mine')
-    Path('folder.png').mkdir()
-    message = refusal(capsys, sample.main, plain_run.folder, *argv)
-    assert reason in message and '.tmp' not in message
-    assert sorted(os.listdir()) == ['file', 'folder.png'] and os.listdir('folder.png') == []
-
-
-def test_reconstruction_without_images(attention_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert 'data' in refusal(capsys, sample.main, attention_run.folder, '--reconstruct')
-    assert not list(tmp_path.glob('**/*.gif'))
 
 
 @pytest.fixture

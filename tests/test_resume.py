@@ -177,28 +177,6 @@ def events(folder):
     return found
 
 
-def test_curves_have_no_fold(workplace, monkeypatch):
-    argv = ['-t', '192', '--checkpoint_freq', '48']
-    whole = events(train(*argv, logdir='whole'))
-    for seen in (32, 96, 176):
-        with monkeypatch.context() as patch:
-            stop_after(patch, seen)
-            with pytest.raises(Killed):
-                train(*argv) if seen == 32 else resume(only_folder('results'))
-    assert resume(only_folder('results')) == 0
-    resumed = events(only_folder('results'))
-    assert [event for event in resumed if event[0] != 'configuration'] == \
-        [event for event in whole if event[0] != 'configuration']
-
-
-def test_links_in_a_run_folder_are_left_alone(workplace):
-    folder = train('-t', '32')
-    (workplace / 'mine').write_text('mine')
-    (folder / 'events.out.tfevents.1.mine').symlink_to(workplace / 'mine')
-    assert resume(folder, '-t', '64') == 0
-    assert (workplace / 'mine').read_text() == 'mine'
-
-
 # Crashes
 
 def test_killed_50_times(workplace):

@@ -51,9 +51,12 @@ def run(args, contexts):
     split = stream.load(arguments['dataset'], args.data_dir or arguments['data_dir'], net.image_shape)[args.split]
     images = stream.evaluation_images(split, arguments['binarization'])[:args.num_images]
     num_draws = args.num_importance_samples
-    evaluator = Evaluator(net, contexts, args.batch_size)
+    smallest = -(-len(images) // len(contexts)) * len(contexts)  # in which all images have room
+    evaluator = Evaluator(net, contexts, min(args.batch_size, smallest))
     with cli.progress('evaluating', len(images) * (num_draws or 1), 'draws') as bar:
         per_image = evaluator.per_image(images, args.seed, num_draws or 1, bar.update)
+    if not all(np.isfinite(values).all() for values in per_image.values()):
+        raise storage.RunError(f'{path}: the bound is not finite')
     result = {**summary(per_image, num_draws), 'split': args.split, 'dataset': arguments['dataset'],
               'binarization': arguments['binarization'], 'seed': args.seed, 'parameters': os.path.basename(path)}
     storage.write_json(args.run_dir, 'evaluation.json', result)
@@ -77,11 +80,11 @@ def report(result, path):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog='evaluate.py', description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog='evaluate.py', doc=__doc__)
     args = parse_args(parser, argv)
     with cli.one_line(parser):
         run(args, devices.contexts(parser, args))
 
 
 if __name__ == '__main__':
-    main()
+    cli.start(main)

@@ -74,11 +74,11 @@ def run(args, contexts):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog='sample.py', description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog='sample.py', doc=__doc__)
     args = parse_args(parser, argv)
     with cli.one_line(parser):
         run(args, devices.contexts(parser, args))
 
 
 if __name__ == '__main__':
-    main()
+    cli.start(main)

@@ -212,7 +212,7 @@ def go_on(folder, group):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog='train_mnist.py', description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog='train_mnist.py', doc=__doc__)
     args = parse_args(parser, argv)
     command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
     with cli.one_line(parser):
@@ -229,4 +229,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.start(main)

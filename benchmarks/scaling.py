@@ -46,7 +46,7 @@ def measure(args, contexts, group):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog='scaling.py', description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog='scaling.py', doc=__doc__)
     common.add_iterations(parser)
     args = arguments.parse_args(parser, argv)
     with cli.one_line(parser):

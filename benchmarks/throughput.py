@@ -207,7 +207,7 @@ def parse_args(parser, argv=None):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog='throughput.py', description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog='throughput.py', doc=__doc__)
     args = parse_args(parser, argv)
     with cli.one_line(parser):
         if args.peers:

@@ -147,7 +147,7 @@ def run(args):
             failed = watch(services, workers, stop)
         except KeyboardInterrupt:  # the second signal
             pass
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # it ends in time now
         for process in (*workers, *services):
             process.end()  # after the last worker's end the services end by themselves, as soon
@@ -183,7 +183,11 @@ def parse_args(parser, argv=None):
         parser.error('argument --hosts: there is no ssh')
     if args.port and args.port >= 2 ** 16:
         parser.error(f'argument --port: at most {2 ** 16 - 1}, not {args.port}')
-    args.address = args.address or ('127.0.0.1' if not args.hosts else _own_address(parser, args.hosts))
+    try:
+        args.address = socket.gethostbyname(args.address) if args.address else (
+            _own_address(parser, args.hosts) if args.hosts else '127.0.0.1')  # a number: MXNet does not resolve names
+    except OSError as error:
+        parser.error(f'argument --address: {args.address}: {error.strerror}')
     args.port = _free_port(parser, args.address, args.port)
     return args
 
@@ -213,11 +217,11 @@ def _free_port(parser, address, port):
 
 
 def main(argv=None):
-    return run(parse_args(cli.Parser(prog='distributed.launch', description=__doc__.splitlines()[0]), argv))
+    return run(parse_args(cli.Parser(prog='distributed.launch', doc=__doc__), argv))
 
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['--guard']:
         _, _, own_share, count, *rest = sys.argv
         sys.exit(guard(int(own_share), rest[:int(count)], rest[int(count):]))
-    sys.exit(main())
+    cli.start(main)

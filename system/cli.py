@@ -6,8 +6,11 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 
 from tqdm import tqdm
+
+_PATIENCE = 2  # seconds
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -22,12 +25,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """No abbreviations, and one line with exit code 2 for what is wrong."""
+    """No abbreviations, one line with exit code 2 for what is wrong, and the first line of `doc` as description."""
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+    def __init__(self, prog=None, doc=None):
+        description = (doc or '').partition('\n')[0]  # python -OO has no docstrings
+        super().__init__(prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message):
+        if os.environ.get('DMLC_TASK_ID', '0') != '0':
+            time.sleep(_PATIENCE)  # worker 0 says the same as a rule, and the launcher then ends this one
         line = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # of a file name, say
         self.exit(2, f'{self.prog}: error: {line}\n')
 
@@ -82,6 +88,45 @@ class Stop:
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class _Output:
+    """A stream whose text is thrown away once nobody reads it, or its disk is full: that ends no training."""
+
+    def __init__(self, stream, number):
+        self._stream, self._number = stream or open(number, 'w'), number  # None where the program began without it
+        self._stream.reconfigure(errors='backslashreplace')  # for names that the encoding does not have
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._throw_away()
+
+    def flush(self):
+        try:
+            self._stream.flush()
+        except OSError:
+            self._throw_away()
+
+    def _throw_away(self):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._number)
+        os.close(null)
+
+
+def start(main):
+    """Run a command's `main`, and end with its exit code."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # started with it closed: the next file would get its number, and all that is printed
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = _Output(sys.stdout, 1), _Output(sys.stderr, 2)
+    sys.exit(main())
 
 
 def progress(what, total, unit, initial=0, silent=False):

@@ -7,12 +7,13 @@
 import contextlib
 import math
 import shlex
+import shutil
 import signal
 import sys
 import time
 import zlib
 
-from system import cli, devices, files
+from system import cli, devices, files, memory
 
 import mxnet as mx
 import numpy as np
@@ -23,7 +24,7 @@ from pictures import paint
 from runs import storage
 from runs.arguments import OF_EACH_WORKER, arguments_of, parse_args
 from runs.log import Log, NoLog, rewind
-from runs.training import NotFinite, Training, read_checkpoint
+from runs.training import NotFinite, Training, memory_needed, read_checkpoint
 
 _NUM_GIFS = 10
 
@@ -153,6 +154,10 @@ def run(args, contexts, group, command):
                 print(f'{folder} is complete: {config["validation"]["samples_seen"]:,} training samples, validation '
                       f'bound {config["validation"]["bound"]:.2f} nats. A larger --num_train_samples trains on.')
             return 0
+        need, there = memory_needed(net, args.batch_size, len(contexts)), memory.available()
+        if need > there and contexts[0].device_type == 'cpu':
+            raise cli.UserError(f'a training of these sizes needs {need / 2 ** 30:,.1f} GiB of memory or more, but '
+                                f'there are {there / 2 ** 30:,.1f}')
         mx.random.seed(args.seed)
         net.initialize(ctx=contexts)
         if leads and args.init and not checkpoint:
@@ -192,6 +197,16 @@ def run(args, contexts, group, command):
                 state = f'is again the best, after {seen:,} samples' if seen else 'is gone, the run starts anew'
                 rate = f' --learning_rate {args.learning_rate / 10:g}'
                 cli.complain(f'{error}; the checkpoint {state}. {go_on(folder, group)}{rate}')
+            return 1
+        except mx.MXNetError as error:  # it has no more memory, as a rule
+            with contextlib.suppress(mx.MXNetError):
+                mx.nd.waitall()  # or it fails again at the end of the program
+            if not training.seen and not args.resume:
+                if leads:
+                    shutil.rmtree(folder)
+                raise cli.UserError(f'MXNet cannot do this: {cli.last_line(error)}') from None
+            if leads:
+                cli.complain(f'MXNet: {cli.last_line(error)}. {go_on(folder, group)}')
             return 1
         except OSError as error:
             if leads:

@@ -47,6 +47,11 @@ def reason(error):
     return ': '.join(str(part) for part in (error.filename, error.strerror or error) if part)
 
 
+def last_line(error):
+    """The last line of an exception's message, what it is about; MXNet's have thirty lines."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def one_line(parser):
     """End the program with one line and exit code 2 where the body raises a UserError or OSError; Ctrl-C: 130."""
@@ -94,7 +99,7 @@ class _Output:
     """A stream whose text is thrown away once nobody reads it, or its disk is full: that ends no training."""
 
     def __init__(self, stream, number):
-        self._stream, self._number = stream or open(number, 'w'), number  # None where the program began without it
+        self._stream, self._number = stream or os.fdopen(number, 'w'), number  # None where the program began without it
         self._stream.reconfigure(errors='backslashreplace')  # for names that the encoding does not have
 
     def __getattr__(self, name):

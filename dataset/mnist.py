@@ -16,7 +16,9 @@ from system import files
 
 import numpy as np
 
-IMAGE_FILES = ('train-images-idx3-ubyte', 't10k-images-idx3-ubyte')
+from dataset.images import DataError, check_size, resize
+
+IMAGE_FILES = TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
 # Bytes and sha256 of the files as they are after decompression, for compressed they differ between mirrors.
 FILES = {
     'train-images-idx3-ubyte': (47040016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
@@ -35,51 +37,56 @@ STALL_SECONDS = 7  # to connect to one address, and between two pieces of a file
 ANSWER_SECONDS = 15  # until a file begins to arrive, name resolution included
 DOWNLOAD_SECONDS = 300  # for all files together
 
-MAX_BYTES = 2 ** 30  # of one array of images: a small .gz can unpack to more than the memory
 _IMAGE_MAGIC = 2051  # IDX: unsigned bytes in three dimensions
 
 
-class DataError(Exception):
-    """The data cannot be used; the message is one line for the user."""
-
-
-def load_mnist(folder):
-    """Images of the three splits."""
-    if not all(_find(folder, name) for name in IMAGE_FILES):
+def load_mnist(folder, image_shape, splits):
+    """{split: uint8 (n, height * width)}. Only the files that hold these splits are read."""
+    names = [TRAIN] * ('train' in splits or 'validation' in splits) + [TEST] * ('test' in splits)
+    if not all(_find(folder, name) for name in names):
         _download(folder)
-    train_path, test_path = (_find(folder, name) for name in IMAGE_FILES)
-    train, test = _read_images(train_path), _read_images(test_path)
-    num_train = len(train) - len(train) // 6
-    if num_train == len(train):
-        raise DataError(f'{train_path} holds {len(train)} images, but training and validation need 6')
-    return train[:num_train], train[num_train:], test
+    images = {}
+    for name in names:
+        path = _find(folder, name)
+        content = _read_images(path, image_shape)
+        if name == TEST:
+            images['test'] = content
+            continue
+        num_train = len(content) - len(content) // 6
+        if num_train == len(content):
+            raise DataError(f'{path} holds {len(content)} images, but training and validation need 6')
+        images['train'], images['validation'] = content[:num_train], content[num_train:]
+    return {split: resize(images[split], image_shape) for split in splits}
 
 
 def _find(folder, name):
-    """Path of an MNIST file, raw before .gz, or None."""
-    return next((path for path in (folder / name, folder / f'{name}.gz') if os.path.exists(path)), None)
+    """Path of an MNIST file, raw before .gz, or None. A broken link is found too, as it must not be replaced."""
+    return next((path for path in (folder / name, folder / f'{name}.gz') if os.path.lexists(path)), None)
 
 
-def _read_images(path):
-    """Images of an IDX file, raw or .gz, as uint8 (n, height, width)."""
+def _read_images(path, image_shape):
+    """Images of an IDX file, raw or .gz, as uint8 (n, height, width), unless they are too many for `image_shape`."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise DataError(f'{path} is not a file')
         with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as stream:
-            return _parse_images(stream, path)
+            return _parse_images(stream, path, image_shape)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f'{path} cannot be read: {error}') from error
+        raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}') from error
 
 
-def _parse_images(stream, path):
+def _parse_images(stream, path, image_shape):
     header = stream.read(16)
     if len(header) < 16:
         raise DataError(f'{path} holds {len(header)} bytes, but the header of an IDX file of images has 16')
     magic, n, height, width = struct.unpack('>4I', header)
     if magic != _IMAGE_MAGIC:
         raise DataError(f'{path} is no IDX file of images: its magic number is {magic}, not {_IMAGE_MAGIC}')
-    size = n * height * width
-    promise = f'{path} promises {n} images of {height}x{width} pixels'
-    if not 0 < size <= MAX_BYTES:
-        raise DataError(f'{promise}, which is not between 1 and {MAX_BYTES} bytes')
+    promise, size = f'{path} promises {n} images of {height}x{width} pixels', n * height * width
+    if not size:
+        raise DataError(f'{promise}, which are none')
+    for shape in ((height, width), image_shape):
+        check_size(path, n, shape)
     pixels = _read_at_most(stream.read, size)
     if len(pixels) != size:
         found = f'only {len(pixels)}' if len(pixels) < size else 'more'

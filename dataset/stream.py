@@ -6,9 +6,9 @@ float32 pixels that are 0 or 1.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dataset.mnist import MAX_BYTES, DataError, load_mnist
+from dataset.images import DataError
+from dataset.mnist import load_mnist
 from dataset.noise import generator
 from dataset.synthetic import draw_synthetic
 
@@ -17,15 +17,14 @@ SPLITS = ('train', 'validation', 'test')
 BINARIZATIONS = ('dynamic', 'static', 'threshold')
 
 
-def load(dataset, data_dir, image_shape):
+def load(dataset, data_dir, image_shape, splits=SPLITS):
     """Grey-level images of a dataset.
 
-    'mnist': the last sixth of the training file is the validation split (50,000 + 10,000 images). Only the
-    two image files are read, raw or .gz. If one of them is missing, all missing MNIST files are downloaded;
-    the labels, which DRAW does not need, only if a mirror has them.
+    'mnist': the last sixth of the training file is the validation split (50,000 + 10,000 images). The files of images
+    are read raw or .gz. If one that is needed is missing, both are downloaded.
 
-    'synthetic': 20,000 + 2,000 + 2,000 synthetic digits, which are not MNIST: the font that Pillow carries,
-    deformed at random. They are the same at every call (with one version of Pillow) and are not stored.
+    'synthetic': 20,000 + 2,000 + 2,000 synthetic digits, which are not MNIST: the font that Pillow carries, deformed at
+    random. They are the same at every call (with one version of Pillow) and are not stored.
 
     Parameters
     ----------
@@ -35,35 +34,23 @@ def load(dataset, data_dir, image_shape):
         Folder of the MNIST files; not used by 'synthetic'.
     image_shape : tuple of int
         (height, width) in pixels, to which images of another shape are resized.
+    splits : sequence of str
+        Those of SPLITS that are wanted; the others cost nothing.
 
     Returns
     -------
     dict
-        For each of SPLITS a uint8 array (n, height * width) of intensities 0..255.
+        For each of `splits` a uint8 array (n, height * width) of intensities 0..255.
 
     Raises
     ------
     DataError
     """
-    if dataset not in DATASETS:
-        raise DataError(f'the dataset must be {" or ".join(DATASETS)}, not {dataset}')
-    splits = load_mnist(Path(data_dir)) if dataset == 'mnist' else draw_synthetic()
-    return {split: _resize(images, image_shape) for split, images in zip(SPLITS, splits)}
-
-
-def _resize(images, image_shape):
-    """(n, any height, any width) -> (n, height * width).
-
-    Pillow's bilinear filter averages when it shrinks (no aliasing) and has no negative weights (no ringing).
-    """
-    height, width = image_shape
-    if len(images) * height * width > MAX_BYTES:
-        raise DataError(f'{len(images)} images of {height}x{width} pixels are more than {MAX_BYTES} bytes')
-    if images.shape[1:] != (height, width):
-        source, images = images, np.empty((len(images), height, width), dtype=np.uint8)
-        for i, image in enumerate(source):
-            images[i] = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return images.reshape(-1, height * width)
+    if dataset == 'mnist':
+        return load_mnist(Path(data_dir), image_shape, splits)
+    if dataset == 'synthetic':
+        return draw_synthetic(image_shape, splits)
+    raise DataError(f'the dataset must be {" or ".join(DATASETS)}, not {dataset}')
 
 
 def binarize(intensities, binarization, rng):

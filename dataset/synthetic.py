@@ -2,15 +2,17 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from dataset.images import check_size, resize
 from dataset.noise import generator
 
-_COUNTS = (20000, 2000, 2000)  # training, validation, test
+_ROWS = {'train': range(20000), 'validation': range(20000, 22000), 'test': range(22000, 24000)}
 
 
-def draw_synthetic():
-    """Images of the three splits, 28x28 pixels."""
+def draw_synthetic(image_shape, splits):
+    """{split: uint8 (n, height * width)}. Only these splits are drawn, 28x28 pixels, and resized."""
+    check_size('synthetic digits', sum(len(_ROWS[split]) for split in splits), image_shape)
     rng = generator(0, 'synthetic digits')
-    n = sum(_COUNTS)
+    n = sum(map(len, _ROWS.values()))
     glyphs = [_draw_glyph(digit, stroke_width) for digit in '0123456789' for stroke_width in (0, 2, 4, 6)]
     kinds = rng.integers(len(glyphs), size=n)
     angles = np.radians(rng.uniform(-12, 12, size=n))
@@ -22,12 +24,13 @@ def draw_synthetic():
     stretches = np.array([[x_scales, shears * x_scales], [np.zeros(n), y_scales]])
     matrices = np.einsum('ijn,jkn->nik', stretches, rotations)
     offsets = 28 - np.einsum('nij,nj->ni', matrices, 14 + shifts)
-    images = np.empty((n, 28, 28), dtype=np.uint8)
-    for i, (matrix, offset) in enumerate(zip(matrices, offsets)):
-        affine = (*matrix[0], offset[0], *matrix[1], offset[1])
+
+    def draw(i):
+        affine = (*matrices[i, 0], offsets[i, 0], *matrices[i, 1], offsets[i, 1])
         glyph = glyphs[kinds[i]]
-        images[i] = glyph.transform((28, 28), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-    return np.split(images, np.cumsum(_COUNTS)[:-1])
+        return np.asarray(glyph.transform((28, 28), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
+
+    return {split: resize(np.stack([draw(i) for i in _ROWS[split]]), image_shape) for split in splits}
 
 
 def _draw_glyph(digit, stroke_width):

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import pathlib
+import signal
 import socket
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from dataset import mnist, stream
+from dataset import synthetic as synthetic_digits
 from dataset.noise import generator
 from idx import idx_bytes, write_idx, write_mnist
 
@@ -29,13 +31,13 @@ def numbered_images(n, shape=(2, 3)):
     return np.arange(n, dtype=np.uint8).reshape(-1, 1, 1) * np.ones(shape, dtype=np.uint8)
 
 
-def error_line(folder, dataset='mnist'):
-    """The message of the DataError that load raises; it is one line."""
+def error_line(folder, dataset='mnist', image_shape=(2, 3), splits=stream.SPLITS):
+    """The message of the DataError that load raises; it is one printable line."""
     with pytest.raises(mnist.DataError) as caught:
-        stream.load(dataset, folder, (2, 3))
+        stream.load(dataset, folder, image_shape, splits)
     message = str(caught.value)
     assert message
-    assert '\n' not in message
+    assert message.isprintable()
     return message
 
 
@@ -77,7 +79,7 @@ def test_raw_file_comes_before_gz(tmp_path):
 
 def test_write_mnist_gives_loadable_images(tmp_path):
     write_mnist(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f'{name}.gz' for name in FOUR_FILES)
+    assert {f'{TRAIN}.gz', f'{TEST}.gz'} <= {path.name for path in tmp_path.iterdir()}
     splits = stream.load('mnist', tmp_path, (28, 28))
     assert [splits[split].shape for split in stream.SPLITS] == [(100, 784), (20, 784), (30, 784)]
     assert 5 < splits['train'].mean() < 100
@@ -143,10 +145,62 @@ def test_damaged_test_file_is_named(tmp_path):
     assert str(tmp_path / TEST) in error_line(tmp_path)
 
 
-def test_folder_in_place_of_a_file(tmp_path):
-    (tmp_path / TRAIN).mkdir()
+def test_split_that_is_not_wanted_is_not_read(tmp_path):
+    write_idx(tmp_path / TRAIN, numbered_images(12))
+    (tmp_path / f'{TEST}.gz').write_bytes(b'broken')
+    splits = stream.load('mnist', tmp_path, (2, 3), ('validation', 'train'))
+    assert {split: len(images) for split, images in splits.items()} == {'train': 10, 'validation': 2}
+    (tmp_path / TRAIN).rename(tmp_path / TEST)  # and it need not be there
+    assert list(stream.load('mnist', tmp_path, (2, 3), ['test'])) == ['test']
+    error_line(tmp_path, splits=['validation'])
+
+
+def bind(path):
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(path))
+
+
+NO_FILES = {
+    'folder': lambda path: path.mkdir(),
+    'pipe': os.mkfifo,
+    'device': lambda path: path.symlink_to('/dev/zero'),
+    'link in a circle': lambda path: path.symlink_to(path.name),
+    'link to nothing': lambda path: path.symlink_to('nothing'),
+    'socket': bind,
+}
+
+
+@pytest.fixture
+def alarm():
+    """Fail instead of waiting for ever."""
+    def fail(*args):
+        raise AssertionError('waited for a file')
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize('suffix', ['', '.gz'])
+@pytest.mark.parametrize('make', list(NO_FILES.values()), ids=list(NO_FILES))
+def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path, monkeypatch, alarm, make, suffix):
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    make(pathlib.Path(f'{TRAIN}{suffix}'))
     write_idx(tmp_path / TEST, numbered_images(2))
-    assert str(tmp_path / TRAIN) in error_line(tmp_path)
+    before = os.lstat(f'{TRAIN}{suffix}')
+    assert str(tmp_path / f'{TRAIN}{suffix}') in error_line(tmp_path)
+    assert os.lstat(f'{TRAIN}{suffix}') == before
+
+
+def test_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    write_mnist(tmp_path)
+    monkeypatch.setattr(gzip, 'open', refuse)  # root may read all files
+    assert error_line(tmp_path) == f'{tmp_path / TRAIN}.gz cannot be read: Permission denied'
 
 
 def test_unknown_dataset(tmp_path):
@@ -179,10 +233,19 @@ def test_resize_averages_and_keeps_grey_levels(tmp_path):
     np.testing.assert_array_equal(load_test_image(tmp_path, np.full((28, 28), 200), (13, 40)), 200)
 
 
-def test_resize_to_more_than_the_memory(tmp_path):
+def test_size_beyond_the_memory_is_refused_before_images_are_read_or_drawn(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise AssertionError
+
     write_mnist(tmp_path)
-    with pytest.raises(mnist.DataError, match='100000x100000'):
-        stream.load('mnist', tmp_path, (100000, 100000))
+    for module, name in ((mnist, '_read_at_most'), (synthetic_digits, 'generator')):
+        monkeypatch.setattr(module, name, refuse)
+    for dataset in stream.DATASETS:
+        for splits in (stream.SPLITS, ('test',)):
+            line = error_line(tmp_path, dataset, (100000, 100000), splits)
+            assert '100000x100000' in line and 'bytes' in line
+    assert f'{TEST}.gz: 30 images' in error_line(tmp_path, 'mnist', (10000, 10000), ('test',))
+    assert '2000 images' in error_line(tmp_path, 'synthetic', (1000, 1000), ('test',))
 
 
 # Randomness and binarization
@@ -357,8 +420,9 @@ def test_synthetic_shapes(synthetic):
 
 def test_synthetic_is_deterministic(synthetic):
     np.random.seed(99)
-    again = stream.load('synthetic', '', (28, 28))
-    assert all(np.array_equal(again[split], synthetic[split]) for split in stream.SPLITS)
+    again = stream.load('synthetic', '', (28, 28), ('test', 'validation'))
+    assert list(again) == ['test', 'validation']
+    assert all(np.array_equal(images, synthetic[split]) for split, images in again.items())
 
 
 def test_synthetic_images_all_differ(synthetic):
@@ -380,7 +444,7 @@ def test_synthetic_digits_are_centred_and_as_large_as_mnist(synthetic):
 
 
 def test_synthetic_in_another_shape(synthetic):
-    images = stream.load('synthetic', '', (14, 20))
+    images = stream.load('synthetic', '', (14, 20), ['validation'])
     assert images['validation'].shape == (2000, 280)
     shrunk = synthetic['validation'].mean()
     assert abs(images['validation'].mean() - shrunk) < 0.02 * shrunk

@@ -1,14 +1,12 @@
-"""The MNIST files: reading, checking and downloading them."""
+"""The MNIST files of images: reading, checking and downloading them. DRAW needs no labels."""
 import gzip
 import hashlib
-import http.client
 import io
 import os
 import queue
 import struct
 import threading
-import time
-import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 
@@ -18,13 +16,11 @@ import numpy as np
 
 from dataset.images import DataError, check_size, resize
 
-IMAGE_FILES = TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
-# Bytes and sha256 of the files as they are after decompression, for compressed they differ between mirrors.
+TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
+# Bytes and SHA-256 of the files as they are after decompression: compressed they differ between mirrors.
 FILES = {
-    'train-images-idx3-ubyte': (47040016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
-    't10k-images-idx3-ubyte': (7840016, '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
-    'train-labels-idx1-ubyte': (60008, '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5'),
-    't10k-labels-idx1-ubyte': (10008, 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'),
+    TRAIN: (47040016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
+    TEST: (7840016, '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
 }
 # The environment variable DRAW_MNIST_MIRROR names another one, to be used instead.
 MIRRORS = (
@@ -32,10 +28,9 @@ MIRRORS = (
     'https://storage.googleapis.com/cvdf-datasets/mnist/',
     'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/mnist/',
 )
-# Seconds. A mirror is given up at its first failure, so with no network three mirrors take 45 at most.
-STALL_SECONDS = 7  # to connect to one address, and between two pieces of a file
-ANSWER_SECONDS = 15  # until a file begins to arrive, name resolution included
-DOWNLOAD_SECONDS = 300  # for all files together
+# A mirror is given up when a piece takes longer, so three mirrors that do not answer take 45 seconds.
+PIECE_BYTES = 2 ** 18
+PIECE_SECONDS = 15  # the first with all that comes before it: name resolution, connection, redirects
 
 _IMAGE_MAGIC = 2051  # IDX: unsigned bytes in three dimensions
 
@@ -87,93 +82,94 @@ def _parse_images(stream, path, image_shape):
         raise DataError(f'{promise}, which are none')
     for shape in ((height, width), image_shape):
         check_size(path, n, shape)
-    pixels = _read_at_most(stream.read, size)
+    pixels = _read_at_most(stream, size)
     if len(pixels) != size:
         found = f'only {len(pixels)}' if len(pixels) < size else 'more'
         raise DataError(f'{promise}, which are {size} bytes, but holds {found}')
     return np.frombuffer(pixels, dtype=np.uint8).reshape(n, height, width)
 
 
-def _read_at_most(read, size):
-    """What read(bytes) gives, cut off one byte after size. Takes memory only for what is really there."""
+def _read_at_most(stream, size):
+    """Content of a stream, cut off one byte after size. Takes memory only for what is really there."""
     content = bytearray()
-    while len(content) <= size:
-        piece = read(min(2 ** 20, size + 1 - len(content)))
-        if not piece:
-            break
+    while piece := stream.read(min(2 ** 20, size + 1 - len(content))):
         content += piece
     return content
 
 
 def _download(folder):
-    """Download the MNIST files that are missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f'the data folder {folder} cannot be made: {error.strerror}') from error
-    mirror = os.environ.get('DRAW_MNIST_MIRROR')
-    mirrors = [mirror] if mirror else list(MIRRORS)
-    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    """Download the files that are missing. A mirror is left at its first failure."""
+    failure = _why_unfit(folder)
+    own = os.environ.get('DRAW_MNIST_MIRROR')
+    mirrors = [] if failure else [own] if own else list(MIRRORS)
     for name in FILES:
-        if _find(folder, name):
-            continue
-        content, failure = _fetch_from_any(mirrors, name, deadline)
-        if content:
+        while not _find(folder, name):
+            if not mirrors:
+                raise DataError(f'MNIST is not in {str(folder)!r} and cannot be downloaded to it ({failure}): put '
+                                f'{" and ".join(FILES)} there, raw or .gz, or train with --dataset synthetic')
+            url = f'{mirrors[0].rstrip("/")}/{name}.gz'
+            print(f'downloading {url}', flush=True)
+            content, failure = _fetch(url, *FILES[name])
+            if failure:
+                failure = f'{url}: {failure}'
+                del mirrors[0]
+                continue
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 files.write_whole(folder / f'{name}.gz', content)
             except OSError as error:
                 raise DataError(f'{folder / name}.gz cannot be written: {error.strerror}') from error
-        elif name in IMAGE_FILES:
-            raise DataError(f'{folder} does not hold MNIST and the download failed ({failure}): put '
-                            f'{", ".join(FILES)} there, raw or .gz, or use --dataset synthetic')
 
 
-def _fetch_from_any(mirrors, name, deadline):
-    """(content of the .gz, None) or (None, last failure). A mirror that fails is removed from the list."""
-    failure = None
-    while mirrors:
-        url = f'{mirrors[0].rstrip("/")}/{name}.gz'
-        print(f'downloading {url}', flush=True)
-        try:
-            return _fetch(url, *FILES[name], deadline=deadline), None
-        except (OSError, EOFError, ValueError, zlib.error, http.client.HTTPException) as error:
-            failure = f'{url}: {" ".join(str(error).split())}'
-            del mirrors[0]
-    return None, failure
+def _why_unfit(folder):
+    """Why no file can be put into a folder, or None. The folder need not exist, and is not made."""
+    try:
+        os.stat(folder)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return getattr(error, 'strerror', None) or error
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not os.path.isdir(there):
+        return f'{there} is not a folder'
+    return None if os.access(there, os.W_OK | os.X_OK) else f'{there} cannot be written to'
 
 
-def _fetch(url, size, sha256, deadline):
-    """Content of a .gz that unpacks to a file of this size and checksum."""
-    with _open_url(url) as response:
-        def read(num_bytes):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f'not complete after {DOWNLOAD_SECONDS} seconds')
-            return response.read1(num_bytes)  # at most one wait; read() would wait for all num_bytes
-        content = _read_at_most(read, size + 1024)
-    with gzip.open(io.BytesIO(content)) as stream:
-        if hashlib.sha256(_read_at_most(stream.read, size)).hexdigest() != sha256:
-            raise ValueError('not the original MNIST file (other checksum)')
-    return content
+def _fetch(url, size, sha256):
+    """(content of a .gz that unpacks to a file of this size and checksum, None) or (None, what failed).
 
-
-def _open_url(url):
-    """Response of a server, from a thread, as the time-out of urlopen does not cover the name resolution."""
-    outcomes = queue.Queue()
+    A thread does it, since no time-out of a socket covers the name resolution or a server that drips.
+    """
+    news = queue.Queue()
 
     def work():
         try:
-            outcomes.put(urllib.request.urlopen(url, timeout=STALL_SECONDS))
-        except urllib.error.HTTPError as error:
-            with error:  # it holds the connection
-                outcomes.put(OSError(str(error)))
-        except Exception as error:
-            outcomes.put(error)
+            content = bytearray()
+            with urllib.request.build_opener(_Redirects).open(url, timeout=PIECE_SECONDS) as response:
+                while len(content) <= size and (piece := response.read(PIECE_BYTES)):
+                    content += piece
+                    news.put(None)
+            with gzip.open(io.BytesIO(content)) as stream:
+                if hashlib.sha256(_read_at_most(stream, size)).hexdigest() != sha256:
+                    raise ValueError('not the original MNIST file (other checksum)')
+            news.put((content, None))
+        except Exception as error:  # a server can provoke any
+            news.put((None, f'{" ".join(str(error).split()):.200}' or type(error).__name__))
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        outcome = outcomes.get(timeout=ANSWER_SECONDS)
+        while not (outcome := news.get(timeout=PIECE_SECONDS)):
+            pass
     except queue.Empty:
-        raise TimeoutError(f'no answer in {ANSWER_SECONDS} seconds') from None
-    if isinstance(outcome, Exception):
-        raise outcome
+        return None, f'less than {PIECE_BYTES // 1024} KiB in {PIECE_SECONDS} seconds'
     return outcome
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Redirects within one scheme. Their bodies are not read, as urllib would take an endless one into memory."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        fp.close()
+        if urllib.parse.urlsplit(newurl).scheme != urllib.parse.urlsplit(req.full_url).scheme:
+            raise ValueError(f'a redirect to another scheme, {newurl}')
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

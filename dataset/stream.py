@@ -3,6 +3,7 @@
 Grey levels are uint8 intensities 0..255, one image per row of an array, its pixels row by row. The model sees
 float32 pixels that are 0 or 1.
 """
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,11 @@ class TrainingStream:
 
     def __init__(self, intensities, binarization, seed):
         self._dynamic = binarization == 'dynamic'
-        fixed = None if self._dynamic else evaluation_images(intensities, binarization)
-        self._images = intensities if self._dynamic else fixed.astype(np.uint8)
+        self._images = intensities if self._dynamic else evaluation_images(intensities, binarization).astype(np.uint8)
         self._seed = seed
-        self._orders = {}
+        n = len(intensities)
+        # Of two epochs, as a batch may straddle them.
+        self._order = functools.lru_cache(maxsize=2)(lambda epoch: generator(seed, 'order', epoch).permutation(n))
 
     def batch(self, position, batch_size):
         """Images number position ... position + batch_size - 1; a batch may straddle epochs.
@@ -136,11 +138,3 @@ class TrainingStream:
         rng = generator(self._seed, 'dynamic pixels')
         rng.bit_generator.advance(position * pixels)  # past the numbers of all earlier images
         return binarize(images, 'dynamic', rng)
-
-    def _order(self, epoch):
-        """Permutation of an epoch. The latest two are kept, for batches that straddle epochs."""
-        if epoch not in self._orders:
-            if len(self._orders) == 2:
-                del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = generator(self._seed, 'order', epoch).permutation(len(self._images))
-        return self._orders[epoch]

@@ -37,20 +37,19 @@ _IMAGE_MAGIC = 2051  # IDX: unsigned bytes in three dimensions
 
 def load_mnist(folder, image_shape, splits):
     """{split: uint8 (n, height * width)}. Only the files that hold these splits are read."""
-    names = [TRAIN] * ('train' in splits or 'validation' in splits) + [TEST] * ('test' in splits)
+    names = {TEST if split == 'test' else TRAIN for split in splits}
     if not all(_find(folder, name) for name in names):
         _download(folder)
     images = {}
-    for name in names:
-        path = _find(folder, name)
-        content = _read_images(path, image_shape)
-        if name == TEST:
-            images['test'] = content
-            continue
-        num_train = len(content) - len(content) // 6
-        if num_train == len(content):
-            raise DataError(f'{path} holds {len(content)} images, but training and validation need 6')
-        images['train'], images['validation'] = content[:num_train], content[num_train:]
+    if TRAIN in names:
+        path = _find(folder, TRAIN)
+        both = _read_images(path, image_shape)
+        num_validation = len(both) // 6
+        if not num_validation:
+            raise DataError(f'{path} holds {len(both)} images, but training and validation need 6')
+        images['train'], images['validation'] = both[:-num_validation], both[-num_validation:]
+    if TEST in names:
+        images['test'] = _read_images(_find(folder, TEST), image_shape)
     return {split: resize(images[split], image_shape) for split in splits}
 
 
@@ -130,9 +129,8 @@ def _why_unfit(folder):
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         return getattr(error, 'strerror', None) or error
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    if not os.path.isdir(there):
-        return f'{there} is not a folder'
-    return None if os.access(there, os.W_OK | os.X_OK) else f'{there} cannot be written to'
+    fit = os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+    return None if fit else f'{there} is not a folder that can be written to'
 
 
 def _fetch(url, size, sha256):

@@ -732,6 +732,6 @@ def test_folder_that_cannot_be(mirror, tmp_path, monkeypatch, name):
 def test_folder_that_cannot_be_written_to(mirror, tmp_path, monkeypatch):
     server, = mirror(RIGHT_FILES)
     monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write anywhere
-    assert f'{tmp_path} cannot be written to' in error_line(tmp_path / 'data')
+    assert f'{tmp_path} is not a folder that can be written to' in error_line(tmp_path / 'data')
     assert server.requests == []
     assert list(tmp_path.iterdir()) == []

@@ -48,8 +48,9 @@ def run(args, contexts):
     net, config, path = storage.load_net(args.run_dir, contexts)
     storage.check_writable(args.run_dir)
     arguments = config['arguments']
-    split = stream.load(arguments['dataset'], args.data_dir or arguments['data_dir'], net.image_shape)[args.split]
-    images = stream.evaluation_images(split, arguments['binarization'])[:args.num_images]
+    data_dir = args.data_dir or arguments['data_dir']
+    split = stream.load(arguments['dataset'], data_dir, net.image_shape, [args.split])[args.split]
+    images = stream.evaluation_images(split[:args.num_images], arguments['binarization'])
     num_draws = args.num_importance_samples
     smallest = -(-len(images) // len(contexts)) * len(contexts)  # in which all images have room
     evaluator = Evaluator(net, contexts, min(args.batch_size, smallest))

@@ -49,8 +49,8 @@ def parse_args(parser, argv=None):
 
 def _test_images(arguments, data_dir, number):
     shape = arguments['input_height'], arguments['input_width']
-    test = stream.load(arguments['dataset'], data_dir or arguments['data_dir'], shape)['test']
-    return stream.evaluation_images(test, arguments['binarization'])[:number]
+    test = stream.load(arguments['dataset'], data_dir or arguments['data_dir'], shape, ['test'])['test'][:number]
+    return stream.evaluation_images(test, arguments['binarization'])
 
 
 def run(args, contexts):

@@ -59,7 +59,7 @@ def shorter(command):
 
 def reconstructions(net, arguments):
     """Rows of canvases with their windows, and the original."""
-    test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape)['test'][:_NUM_IMAGES]
+    test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape, ['test'])['test'][:_NUM_IMAGES]
     images = stream.evaluation_images(test, arguments['binarization'])
     rows = []
     for image, painting in zip(images, paint.paint(net, 0, [mx.cpu()], images=images)):

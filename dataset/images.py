@@ -1,11 +1,13 @@
 """What all data sets share: their error, the limit of their size, and the resizing of their images."""
+from system import cli
+
 import numpy as np
 from PIL import Image
 
 MAX_BYTES = 2 ** 30  # of the images of one file: a small .gz can unpack to more than the memory
 
 
-class DataError(Exception):
+class DataError(cli.UserError):
     """The data cannot be used; the message is one line for the user."""
 
 

@@ -1,7 +1,6 @@
 """DRAW, a recurrent variational autoencoder that paints an image in T steps, as Gluon HybridBlocks.
 
-Equation numbers are those of Gregor, Danihelka, Graves, Rezende and Wierstra, "DRAW: A Recurrent Neural
-Network For Image Generation", 2015 (arXiv:1502.04623).
+Equation numbers are those of Gregor, Danihelka, Graves, Rezende and Wierstra, 2015 (arXiv:1502.04623).
 
 Letters: T steps, N x N filters, A = image width, B = image height (so the batch axis is spelled `batch`).
 An image is a row of height * width numbers, row by row. A window is the five numbers of Eqn. 21 in the paper's
@@ -22,14 +21,6 @@ _LOG_SIGMA2_LIMITS = {'a_min': -20, 'a_max': 20}
 _LOG_DELTA_LIMITS = {'a_min': -20, 'a_max': 12}  # a stride of e^12 images is far outside, and a - mu still exact
 
 
-def _sigmoid(F, x):
-    return F.Activation(x, act_type='sigmoid')
-
-
-def _tanh(F, x):
-    return F.Activation(x, act_type='tanh')
-
-
 def _columns(F, x, begin, end):
     return F.slice_axis(x, axis=1, begin=begin, end=end)
 
@@ -39,29 +30,19 @@ def _expand(F, x, size):
     return F.dot(x, F.ones((1, size)))
 
 
-def _check_sizes(**sizes):
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f'{name} must be at least 1, not {size}')
-
-
 def _dense(units, in_units=0, use_bias=True, bias=0., factor_type='avg'):
     return nn.Dense(units, in_units=in_units, use_bias=use_bias, bias_initializer=init.Constant(bias),
                     weight_initializer=init.Xavier(factor_type=factor_type))
 
 
 def filter_centres(F, params, filter_size, image_shape):
-    """Where the Gaussian filters of an attention window stand and how wide they are, Eqns. 19-24 (Sec. 3.2).
+    """Where the Gaussian filters of an attention window stand, and how wide they are, Eqns. 19-24 (Sec. 3.2).
 
     Parameters
     ----------
-    F : mxnet.ndarray or mxnet.symbol
-    params : NDArray or Symbol
-        Windows, shape (batch, 5).
-    filter_size : int
-        N. With N = 1 the stride (Eqn. 24) has no meaning and the only filter stands at the centre.
-    image_shape : tuple of int
-        (height, width).
+    params : NDArray or Symbol, windows, (batch, 5)
+    filter_size : int, N; with 1 the stride (Eqn. 24) has no meaning and the only filter stands at the centre
+    image_shape : tuple of int, (height, width)
 
     Returns
     -------
@@ -86,9 +67,7 @@ def filterbank(F, params, filter_size, image_shape):
     nothing divides by zero, also for a window far outside the image. log sigma^2 is clipped to [-20, 20] and
     log delta~ to [-20, 12], where no float32 filter changes any more.
 
-    Parameters
-    ----------
-    As `filter_centres`.
+    The parameters are those of `filter_centres`.
 
     Returns
     -------
@@ -109,10 +88,15 @@ def filterbank(F, params, filter_size, image_shape):
     return bank(mu_x, width), bank(mu_y, height), F.exp(_columns(F, params, 4, 5))
 
 
-class _Window(HybridBlock):
+class AttentionWindow(HybridBlock):
     """What selective attention shares: N, the image's shape, and the map from h_dec to the window (Eqn. 21).
 
     The bias of that map starts as `_first_window`: filters so wide that neighbours overlap and see where to move.
+
+    Parameters
+    ----------
+    filter_size : int, N, from 1 to the image's shorter side; ValueError otherwise
+    image_shape : tuple of int, (height, width)
     """
 
     def __init__(self, filter_size, image_shape, **kwargs):
@@ -129,9 +113,8 @@ class NoAttentionRead(HybridBlock):
     """The whole image and the whole error image: r_t = [x, x_hat_t] (Eqn. 17).
 
     Inputs:
-        - **x**: images, shape (batch, height * width).
-        - **mean**: sigmoid(c_{t-1}), what the canvas says of x so far, shape (batch, height * width).
-        - **h_dec**: h_dec_{t-1}, shape (batch, units); not used.
+        - **x**, **mean**: images, and sigmoid(c_{t-1}), what the canvas says of them so far, (batch, height * width).
+        - **h_dec**: h_dec_{t-1}, (batch, units); not used.
 
     Outputs:
         - x_hat_t, (batch, height * width), and no window (None). The other half of r_t is x.
@@ -143,20 +126,13 @@ class NoAttentionRead(HybridBlock):
         return x - mean, None                                                            # Eqn. 3
 
 
-class SelectiveAttentionRead(_Window):
+class SelectiveAttentionRead(AttentionWindow):
     """N x N glimpses of the image and of the error image: r_t = gamma [F_y x F_x^T, F_y x_hat F_x^T] (Eqn. 27).
-
-    Parameters
-    ----------
-    filter_size : int
-        N, from 1 to the image's shorter side; ValueError otherwise.
-    image_shape : tuple of int
-        (height, width).
+    The parameters are those of `AttentionWindow`.
 
     Inputs:
-        - **x**: images, shape (batch, height * width).
-        - **mean**: sigmoid(c_{t-1}), what the canvas says of x so far, shape (batch, height * width).
-        - **h_dec**: h_dec_{t-1}, shape (batch, units).
+        - **x**, **mean**: images, and sigmoid(c_{t-1}), what the canvas says of them so far, (batch, height * width).
+        - **h_dec**: h_dec_{t-1}, (batch, units).
 
     Outputs:
         - r_t, the glimpse of x and then that of x_hat_t, (batch, 2 * N * N), and the window (batch, 5).
@@ -166,8 +142,7 @@ class SelectiveAttentionRead(_Window):
     _first_window = 0, 0, 2.5, -1, 0
 
     def hybrid_forward(self, F, x, mean, h_dec):
-        N = self.filter_size
-        window = self.window(h_dec)                                                      # Eqn. 21
+        N, window = self.filter_size, self.window(h_dec)                                 # Eqn. 21
         F_x, F_y, gamma = filterbank(F, window, N, self.image_shape)
         rows_x, rows_mean = (F.batch_dot(F_y, F.reshape(image, (-1,) + self.image_shape)) for image in (x, mean))
         # Eqn. 3 after the filters, which are linear: N rows are subtracted, not B.
@@ -181,14 +156,13 @@ class NoAttentionWrite(HybridBlock):
 
     Parameters
     ----------
-    image_shape : tuple of int
-        (height, width).
+    image_shape : tuple of int, (height, width)
 
     Inputs:
-        - **h_dec**: h_dec_t, shape (batch, units).
+        - **h_dec**: h_dec_t, (batch, units).
 
     Outputs:
-        - what is added to the canvas, shape (batch, height * width), and no window (None).
+        - what is added to the canvas, (batch, height * width), and no window (None).
     """
 
     def __init__(self, image_shape, **kwargs):
@@ -201,21 +175,15 @@ class NoAttentionWrite(HybridBlock):
         return self.image(h_dec), None
 
 
-class SelectiveAttentionWrite(_Window):
+class SelectiveAttentionWrite(AttentionWindow):
     """An N x N patch put through the transposed filters: 1/gamma^ F_y^T w_t F_x (Eqns. 28-29).
-
-    Parameters
-    ----------
-    filter_size : int
-        N, from 1 to the image's shorter side; ValueError otherwise.
-    image_shape : tuple of int
-        (height, width).
+    The parameters are those of `AttentionWindow`.
 
     Inputs:
-        - **h_dec**: h_dec_t, shape (batch, units).
+        - **h_dec**: h_dec_t, (batch, units).
 
     Outputs:
-        - what is added to the canvas, shape (batch, height * width), and the window (batch, 5).
+        - what is added to the canvas, (batch, height * width), and the window (batch, 5).
     """
 
     _first_window = 0, 0, 2.2, 0, 0
@@ -226,63 +194,48 @@ class SelectiveAttentionWrite(_Window):
             self.patch = _dense(filter_size ** 2)
 
     def hybrid_forward(self, F, h_dec):
-        N, (height, width) = self.filter_size, self.image_shape
-        window = self.window(h_dec)                                                      # Eqn. 21
+        N, window = self.filter_size, self.window(h_dec)                                 # Eqn. 21
         F_x, F_y, gamma = filterbank(F, window, N, self.image_shape)
         patch = self.patch(h_dec) * _expand(F, 1 / gamma, N * N)                         # Eqn. 28, with the 1/gamma^
         rows = F.batch_dot(F.reshape(patch, (-1, N, N)), F_x)                            # (batch, N, A)
         image = F.batch_dot(F_y, rows, transpose_a=True)                                 # (batch, B, A), Eqn. 29
-        return F.reshape(image, (-1, height * width)), window
+        return F.flatten(image), window                                                  # (batch, B * A)
 
 
 def lstm(F, gates, c, num_units):
-    """One step of an LSTM with forget gates.
+    """One step of an LSTM with forget gates; returns the next h and c, each (batch, num_units).
 
-    Parameters
-    ----------
-    gates : NDArray or Symbol
-        Sum of the products of all inputs, shape (batch, 4 * num_units): input, forget, output gate, candidate.
-    c : NDArray or Symbol
-        Cell state, shape (batch, num_units).
-
-    Returns
-    -------
-    h, c : the next hidden and cell state, each (batch, num_units)
+    `gates`, (batch, 4 * num_units), are the sums of all products: input, forget and output gate, candidate.
     """
     # Slices of the gates and then four nonlinearities: slices of slices would copy three gates twice.
     input_gate, forget_gate, output_gate, candidate = (
-        activation(F, _columns(F, gates, k * num_units, (k + 1) * num_units))
-        for k, activation in enumerate((_sigmoid, _sigmoid, _sigmoid, _tanh)))
+        F.Activation(_columns(F, gates, k * num_units, (k + 1) * num_units), act_type=act_type)
+        for k, act_type in enumerate(('sigmoid', 'sigmoid', 'sigmoid', 'tanh')))
     c = forget_gate * c + input_gate * candidate
-    return output_gate * _tanh(F, c), c
+    return output_gate * F.Activation(c, act_type='tanh'), c
 
 
 class DRAW(HybridBlock):
     """The DRAW network, Eqns. 1-8: given x and eps a deterministic function, for any batch size.
 
-    The canvas starts at zero and is not learned; the initial h and c of both LSTMs are. Hybridize with
-    `static_alloc=True, static_shape=True` for speed; then run one forward pass per `autograd.record()`, since
-    MXNet 1.9.1 returns wrong gradients for two.
+    The canvas starts at zero and is not learned; the initial h and c of both LSTMs are. Hybridize with `STATIC` for
+    speed; then run one forward pass per `autograd.record()`, since MXNet 1.9.1 returns wrong gradients for two.
 
     Parameters
     ----------
     read : NoAttentionRead or SelectiveAttentionRead
     write : NoAttentionWrite or SelectiveAttentionWrite
-    image_shape : tuple of int
-        (height, width).
-    num_steps : int
-        T.
-    num_recurrent_units : int
-        Units of the encoder and of the decoder LSTM.
-    latent_dim : int
-        Size of z_t.
+    image_shape : tuple of int, (height, width)
+    num_steps : int, T
+    num_recurrent_units : int, units of the encoder and of the decoder LSTM
+    latent_dim : int, size of z_t
 
     Inputs:
-        - **x**: images, shape (batch, height * width), values in [0, 1].
-        - **eps**: standard normal noise, fresh for every step, shape (num_steps, batch, latent_dim).
+        - **x**: images, (batch, height * width), values in [0, 1].
+        - **eps**: standard normal noise, fresh for every step, (num_steps, batch, latent_dim).
 
     Outputs:
-        - **canvas**: the final canvas c_T, logits, shape (batch, height * width).
+        - **canvas**: the final canvas c_T, logits, (batch, height * width).
         - **mu**, **log_sigma**: means and logarithms of the standard deviations of q(z_t | x), each
           (num_steps, batch, latent_dim).
 
@@ -291,23 +244,23 @@ class DRAW(HybridBlock):
 
     def __init__(self, read, write, image_shape, num_steps, num_recurrent_units, latent_dim, **kwargs):
         super().__init__(**kwargs)
-        _check_sizes(height=image_shape[0], width=image_shape[1], num_steps=num_steps,
-                     num_recurrent_units=num_recurrent_units, latent_dim=latent_dim)
+        names = 'height', 'width', 'num_steps', 'num_recurrent_units', 'latent_dim'
+        for name, size in zip(names, (*image_shape, num_steps, num_recurrent_units, latent_dim)):
+            if size < 1:
+                raise ValueError(f'{name} must be at least 1, not {size}')
         self.image_shape, self.num_steps, self.latent_dim = tuple(image_shape), num_steps, latent_dim
         self._num_pixels, self._num_units = image_shape[0] * image_shape[1], num_recurrent_units
         units, num_gates = num_recurrent_units, 4 * num_recurrent_units
         for block in (read, write):
             if getattr(block, 'image_shape', self.image_shape) != self.image_shape:
-                raise ValueError(f'a block for {block.image_shape} images (height, width) in a network for '
-                                 f'{self.image_shape}')
+                raise ValueError(f'a block for {block.image_shape} images in a network for {self.image_shape}')
             for parameter in block.collect_params().values():
                 if 0 in parameter.shape:  # the weight of a map from h_dec
                     parameter.shape = parameter.shape[0], units
         num_read = self._num_pixels if read.whole else 2 * read.filter_size ** 2
         with self.name_scope():
             self.read, self.write = read, write
-            # By the number of inputs alone for the 2 N^2 values of a glimpse: the average with the outputs would leave
-            # them all but unheard.
+            # By the inputs alone for the 2 N^2 values of a glimpse: the average with the outputs would mute them.
             self.r_to_enc = _dense(num_gates, num_read, factor_type='avg' if read.whole else 'in')
             if read.whole:
                 self.x_to_enc = _dense(num_gates, num_read, use_bias=False)
@@ -333,8 +286,8 @@ class DRAW(HybridBlock):
     def hybrid_forward(self, F, x, eps, h_enc_0, c_enc_0, h_dec_0, c_dec_0):
         steps = self._unroll(F, eps, (h_enc_0, c_enc_0, h_dec_0, c_dec_0), x)
         q = F.stack(*(step['q'] for step in steps), axis=0)                              # (T, batch, 2 * latent_dim)
-        mu = F.slice_axis(q, axis=2, begin=0, end=self.latent_dim)
-        log_sigma = F.slice_axis(q, axis=2, begin=self.latent_dim, end=2 * self.latent_dim)
+        mu, log_sigma = (F.slice_axis(q, axis=2, begin=k * self.latent_dim, end=(k + 1) * self.latent_dim)
+                         for k in range(2))
         return steps[-1]['canvas'], mu, log_sigma
 
     def generate(self, eps):
@@ -342,8 +295,7 @@ class DRAW(HybridBlock):
 
         Parameters
         ----------
-        eps : NDArray
-            Standard normal noise, shape (num_steps, batch, latent_dim).
+        eps : NDArray, standard normal noise, (num_steps, batch, latent_dim)
 
         Returns
         -------
@@ -358,10 +310,8 @@ class DRAW(HybridBlock):
 
         Parameters
         ----------
-        x : NDArray
-            Images, shape (batch, height * width), values in [0, 1].
-        eps : NDArray
-            Standard normal noise, shape (num_steps, batch, latent_dim).
+        x : NDArray, images, (batch, height * width), values in [0, 1]
+        eps : NDArray, standard normal noise, (num_steps, batch, latent_dim)
 
         Returns
         -------
@@ -372,44 +322,38 @@ class DRAW(HybridBlock):
 
     def _paint(self, eps, x=None):
         self._check(eps, x)
-        context = eps.context
-        with context:  # the constants of the filter banks are made on the context in force
-            initial = [getattr(self, name).data(context) for name in ('h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0')]
+        with eps.context:  # the constants of the filter banks are made on the context in force
+            initial = [getattr(self, name).data() for name in ('h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0')]
             steps = self._unroll(nd, eps, initial, x)
             canvases = nd.stack(nd.zeros_like(steps[0]['canvas']), *(step['canvas'] for step in steps))
-            return (canvases,) + tuple(
-                None if steps[0].get(key) is None else nd.stack(*(step[key] for step in steps))
-                for key in ('write_window', 'read_window'))
+            return canvases, *(None if steps[0].get(key) is None else nd.stack(*(step[key] for step in steps))
+                               for key in ('write_window', 'read_window'))
 
     def _unroll(self, F, eps, initial, x=None):
         """The T steps for training, reconstruction and (without x) generation; a list of what `_step` returns."""
         eps_t = [F.reshape(F.slice_axis(eps, axis=0, begin=t, end=t + 1), (-3, 0))       # (batch, latent_dim)
                  for t in range(self.num_steps)]
-
-        def repeat(row):  # (1, n) -> (batch, n)
-            return F.broadcast_like(row, eps_t[0], lhs_axes=(0,), rhs_axes=(0,))
-
-        state = dict(zip(('h_enc', 'c_enc', 'h_dec', 'c_dec'), map(repeat, initial)),
-                     canvas=repeat(F.zeros((1, self._num_pixels))))
+        rows = *initial, F.zeros((1, self._num_pixels))                                  # (1, n) -> (batch, n)
+        state = {name: F.broadcast_like(row, eps_t[0], lhs_axes=(0,), rhs_axes=(0,))
+                 for name, row in zip(('h_enc', 'c_enc', 'h_dec', 'c_dec', 'canvas'), rows)}
         x_gates = () if x is None or not self.read.whole else (self.x_to_enc(x),)
-        steps = []
+        steps = [state]
         for t in range(self.num_steps):
-            state = self._step(F, state, eps_t[t], x, x_gates)
-            steps.append(state)
-        return steps
+            steps.append(self._step(F, steps[-1], eps_t[t], x, x_gates))
+        return steps[1:]
 
     def _step(self, F, state, eps, x=None, x_gates=()):
         """One step of the recurrence; without x, z_t is drawn from the prior and the encoder is not used."""
-        h_dec, canvas = state['h_dec'], state['canvas']
-        state = dict(state)
+        state, h_dec, canvas = dict(state), state['h_dec'], state['canvas']
         z = eps                                                                          # Sec. 2.3
         if x is not None:
-            r, state['read_window'] = self.read(x, _sigmoid(F, canvas), h_dec)           # Eqns. 3-4
+            mean = F.Activation(canvas, act_type='sigmoid')
+            r, state['read_window'] = self.read(x, mean, h_dec)                          # Eqns. 3-4
             gates = F.add_n(self.r_to_enc(r), self.h_dec_to_enc(h_dec), self.h_enc_to_enc(state['h_enc']), *x_gates)
             state['h_enc'], state['c_enc'] = lstm(F, gates, state['c_enc'], self._num_units)     # Eqn. 5
             state['q'] = self.h_enc_to_q(state['h_enc'])
-            mu = _columns(F, state['q'], 0, self.latent_dim)                            # Eqn. 1
-            sigma = F.exp(_columns(F, state['q'], self.latent_dim, 2 * self.latent_dim))       # Eqn. 2
+            mu = _columns(F, state['q'], 0, self.latent_dim)                             # Eqn. 1
+            sigma = F.exp(_columns(F, state['q'], self.latent_dim, 2 * self.latent_dim))         # Eqn. 2
             z = mu + sigma * eps                                                         # Eqn. 6
         gates = self.z_to_dec(z) + self.h_dec_to_dec(h_dec)
         state['h_dec'], state['c_dec'] = lstm(F, gates, state['c_dec'], self._num_units)         # Eqn. 7
@@ -418,27 +362,18 @@ class DRAW(HybridBlock):
         return state
 
     def _check(self, eps, x=None):
-        if eps.ndim != 3 or eps.shape[::2] != (self.num_steps, self.latent_dim):
-            raise ValueError(f'eps must have the shape (num_steps, batch, latent_dim) = ({self.num_steps}, batch, '
-                             f'{self.latent_dim}), not {eps.shape}')
+        T, n = self.num_steps, self.latent_dim
+        if eps.ndim != 3 or eps.shape[::2] != (T, n):
+            raise ValueError(f'eps must be (num_steps, batch, latent_dim) = ({T}, batch, {n}), not {eps.shape}')
         if x is not None and x.shape != (eps.shape[1], self._num_pixels):
-            raise ValueError(f'x must have the shape (batch, height * width) = ({eps.shape[1]}, '
-                             f'{self._num_pixels}), not {x.shape}')
+            raise ValueError(f'x must be (batch, height * width) = {eps.shape[1], self._num_pixels}, not {x.shape}')
 
 
 def kl_per_step(F, mu, log_sigma):
-    """KL(q(z_t | x) || N(0, 1)) of every step, summed over the latent dimensions, in nats (Eqn. 11).
+    """KL(q(z_t | x) || N(0, 1)) of every step, over all latent dimensions, in nats, (num_steps, batch) (Eqn. 11).
 
-    The constant of Eqn. 11 is written for a scalar z_t; here it is 1/2 per latent dimension.
-
-    Parameters
-    ----------
-    mu, log_sigma : NDArray or Symbol
-        Each (num_steps, batch, latent_dim).
-
-    Returns
-    -------
-    (num_steps, batch)
+    mu and log_sigma are (num_steps, batch, latent_dim); F may be numpy too. The constant of Eqn. 11 is written for a
+    scalar z_t; here it is 1/2 per latent dimension.
     """
     return 0.5 * F.sum(F.square(mu) + F.exp(2 * log_sigma) - 2 * log_sigma - 1, axis=2)
 
@@ -446,17 +381,16 @@ def kl_per_step(F, mu, log_sigma):
 class DRAWLoss(HybridBlock):
     """The two parts of the negative variational bound, Eqns. 9-12, in nats per image.
 
-    `mean(reconstruction + kl)` is a one-sample estimate of the negative bound (Eqn. 12), an upper bound on
-    -log p(x) in expectation.
+    `mean(reconstruction + kl)` is a one-sample estimate of the negative bound (Eqn. 12).
 
     Inputs:
-        - **canvas**: final canvas, logits, shape (batch, height * width).
+        - **canvas**: final canvas, logits, (batch, height * width).
         - **mu**, **log_sigma**: each (num_steps, batch, latent_dim).
-        - **x**: images, shape (batch, height * width).
+        - **x**: images, (batch, height * width).
 
     Outputs:
-        - **reconstruction**: L^x, binary cross-entropy summed over the pixels, shape (batch,).
-        - **kl**: L^z, summed over the steps and the latent dimensions, shape (batch,).
+        - **reconstruction**: L^x, binary cross-entropy summed over the pixels, (batch,).
+        - **kl**: L^z, summed over the steps and the latent dimensions, (batch,).
     """
 
     def hybrid_forward(self, F, canvas, mu, log_sigma, x):

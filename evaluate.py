@@ -4,6 +4,7 @@
     python evaluate.py RUN_DIR --num_importance_samples 50
 """
 import os
+import signal
 
 from system import cli, devices
 
@@ -12,10 +13,11 @@ import numpy as np
 from dataset import stream
 from runs import storage
 from runs.bounds import Evaluator
+from runs.evaluation import Evaluation
 
 
 def summary(per_image, num_draws):
-    """What evaluation.json says of the bounds: means over the images, in nats, and standard errors over the images."""
+    """What the result says of the bounds: means over the images, in nats, and standard errors over the images."""
     def standard_error(values):
         return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
@@ -31,12 +33,15 @@ def parse_args(parser, argv=None):
     add = parser.add_argument
     add('run_dir', metavar='RUN_DIR', help='folder of a run: results/<run id>')
     add('--split', choices=stream.SPLITS, default='test', help='images to evaluate on')
+    add('--binarization', choices=stream.BINARIZATIONS,
+        help="of the images, the run's if not given; dynamic and static are drawn once with the same fixed seed")
     add('--num_importance_samples', '-k', type=cli.count, metavar='K',
         help='also the importance-weighted bound with K draws of z per image, and the bound as their mean')
     add('--num_images', '-n', type=cli.count, metavar='N', help='the first N images of the split instead of all')
     add('--batch_size', '-b', type=cli.count, metavar='N', default=100, help='images at a time; changes no result')
     add('--seed', type=cli.seed, metavar='N', default=0, help='of the noise')
     add('--data_dir', metavar='DIR', help="folder of the MNIST files; the run's if not given")
+    add('--resume', action='store_true', help='go on with this evaluation where it was stopped')
     devices.add_flags(parser)
     args = parser.parse_args(argv)
     devices.check_flags(parser, args)
@@ -44,24 +49,40 @@ def parse_args(parser, argv=None):
 
 
 def run(args, contexts):
-    """Evaluate, print, and write evaluation.json in the run's folder."""
+    """Evaluate, print, and keep the result in the run's folder; returns the exit code."""
     net, config, path = storage.load_net(args.run_dir, contexts)
-    storage.check_writable(args.run_dir)
     arguments = config['arguments']
-    data_dir = args.data_dir or arguments['data_dir']
+    data_dir, binarization = args.data_dir or arguments['data_dir'], args.binarization or arguments['binarization']
     split = stream.load(arguments['dataset'], data_dir, net.image_shape, [args.split])[args.split]
-    images = stream.evaluation_images(split[:args.num_images], arguments['binarization'])
+    images = stream.evaluation_images(split[:args.num_images], binarization)
     num_draws = args.num_importance_samples
-    smallest = -(-len(images) // len(contexts)) * len(contexts)  # in which all images have room
+    pixels = 'threshold' if binarization == 'threshold' else 'drawn'
+    evaluation = Evaluation(args.run_dir, path, {'split': args.split, 'pixels': pixels, 'images': len(images),
+                                                 'draws': num_draws, 'seed': args.seed})
+    done = evaluation.read_part() if args.resume else {}
+    smallest = -(-len(images) // len(contexts)) * len(contexts)  # batch in which all images have room
     evaluator = Evaluator(net, contexts, min(args.batch_size, smallest))
-    with cli.progress('evaluating', len(images) * (num_draws or 1), 'draws') as bar:
-        per_image = evaluator.per_image(images, args.seed, num_draws or 1, bar.update)
-    if not all(np.isfinite(values).all() for values in per_image.values()):
+    total, first = len(images) * (num_draws or 1), len(done.get('kl', ())) * (num_draws or 1)
+    with cli.Stop() as stop, cli.progress('evaluating', total, 'draws', first) as bar:
+        def on_draw(count):
+            bar.update(count)
+            if len(done['kl']):
+                bar.set_postfix_str(f'bound {(done["reconstruction"] + done["kl"]).mean():.2f} nats')
+            if stop.signal is not None:
+                raise cli.Stopped
+
+        try:
+            evaluator.per_image(images, args.seed, num_draws or 1, done, on_draw)
+        except cli.Stopped:
+            print(f'\nStopped after {len(done["kl"]):,} of {len(images):,} images. {evaluation.write_part(done)}')
+            return 130 if stop.signal == signal.SIGINT else 0
+    if not all(np.isfinite(values).all() for values in done.values()):
         raise storage.RunError(f'{path}: the bound is not finite')
-    result = {**summary(per_image, num_draws), 'split': args.split, 'dataset': arguments['dataset'],
-              'binarization': arguments['binarization'], 'seed': args.seed, 'parameters': os.path.basename(path)}
-    storage.write_json(args.run_dir, 'evaluation.json', result)
+    result = {**summary(done, num_draws), 'split': args.split, 'pixels': pixels, 'dataset': arguments['dataset'],
+              'trained_with': arguments['binarization'], 'parameters': os.path.basename(path)}
     print(report(result, path))
+    print(evaluation.write(result))
+    return 0
 
 
 def report(result, path):
@@ -69,9 +90,9 @@ def report(result, path):
     def nats(key, error):
         return f'{result[key]:.2f}' + (f' +- {result[error]:.2f}' if result[error] is not None else '') + ' nats'
 
-    kind = 'drawn once with a fixed seed' if result['binarization'] != 'threshold' else 'intensity > 0.5'
+    kind = 'drawn once with a fixed seed' if result['pixels'] == 'drawn' else 'intensity > 0.5'
     lines = [f'{path} on {result["num_images"]:,} {result["split"]} images of {result["dataset"]} '
-             f'(pixels: {kind}; trained with {result["binarization"]} binarization)',
+             f'(pixels: {kind}; trained with {result["trained_with"]} binarization)',
              f'negative variational bound: {nats("bound", "standard_error")} '
              f'(reconstruction {result["reconstruction"]:.2f}, KL {result["kl"]:.2f})']
     if result['num_importance_samples']:
@@ -84,7 +105,7 @@ def main(argv=None):
     parser = cli.Parser(prog='evaluate.py', doc=__doc__)
     args = parse_args(parser, argv)
     with cli.one_line(parser):
-        run(args, devices.contexts(parser, args))
+        return run(args, devices.contexts(parser, args))
 
 
 if __name__ == '__main__':

@@ -51,63 +51,64 @@ class Evaluator:
         for block in (self._net, self._loss):
             block.hybridize(**core.STATIC)
 
-    def draws(self, images, seed, purposes):
-        """The images batch by batch, and for each batch one draw of z for each of `purposes`.
+    def _batches(self, num_images, first=0):
+        """(number of the first image of the batch, numbers of this worker's images) of every batch.
 
-        The last batch is filled up with images that are not counted, so that one graph serves all.
+        The last batch is filled up with images that do not exist and are not counted, so that one graph serves all.
+        """
+        part = self._batch_size // self._group.size
+        for start in range(first, num_images, self._batch_size):
+            yield start, np.arange(part) + start + part * self._group.rank
 
-        Parameters
-        ----------
-        images : numpy.ndarray
-            (n, height * width), values 0 or 1.
-        seed : int
-        purposes : list of str
-            Names of the noise.
+    def _draw(self, images, rows, seed, purpose):
+        """One draw of z for each of the images that `rows` counts.
 
-        Yields
-        ------
-        rows : numpy.ndarray of int, numbers of this worker's images of the batch
-        reconstruction : (rows,), nats
-        mu, log_sigma, eps : each (num_steps, rows, latent_dim)
+        Returns
+        -------
+        reconstruction : (batch,), nats
+        mu, log_sigma, eps : each (num_steps, batch, latent_dim)
             All float64.
         """
-        part = self._batch_size // self._group.size  # of a batch, that is this worker's
-        offset = part * self._group.rank
-        for first in range(offset, offset + len(images), self._batch_size):
-            rows = np.arange(first, first + part)
-            x = gluon.utils.split_and_load(images[rows % len(images)], self._contexts)
-            for purpose in purposes:
-                eps = noise(seed, purpose, first, part, self._net.num_steps, self._net.latent_dim)
-                outputs = []  # of the contexts, all under way before the first is waited for
-                for x_k, eps_k in zip(x, gluon.utils.split_and_load(eps, self._contexts, batch_axis=1)):
-                    canvas, mu, log_sigma = self._net(x_k, eps_k)
-                    outputs.append((self._loss(canvas, mu, log_sigma, x_k)[0], mu, log_sigma))
-                counted = rows < len(images)
-                reconstruction, mu, log_sigma = (
-                    np.concatenate([output.asnumpy().astype(np.float64) for output in parts], axis=axis)
-                    for axis, parts in zip((0, 1, 1), zip(*outputs)))
-                yield (rows[counted], reconstruction[counted], mu[:, counted], log_sigma[:, counted],
-                       eps[:, counted].astype(np.float64))
+        x = gluon.utils.split_and_load(images[rows % len(images)], self._contexts)
+        eps = noise(seed, purpose, rows[0], len(rows), self._net.num_steps, self._net.latent_dim)
+        outputs = []  # of the contexts, all under way before the first is waited for
+        for x_k, eps_k in zip(x, gluon.utils.split_and_load(eps, self._contexts, batch_axis=1)):
+            canvas, mu, log_sigma = self._net(x_k, eps_k)
+            outputs.append((self._loss(canvas, mu, log_sigma, x_k)[0], mu, log_sigma))
+        counted = rows < len(images)
+        reconstruction, mu, log_sigma = (
+            np.concatenate([output.asnumpy().astype(np.float64) for output in parts], axis=axis)
+            for axis, parts in zip((0, 1, 1), zip(*outputs)))
+        return reconstruction[counted], mu[:, counted], log_sigma[:, counted], eps[:, counted].astype(np.float64)
 
     def mean(self, images, seed, purpose, on_batch=lambda count: None):
         """Means over images of reconstruction (), KL () and KL per step (num_steps,), one draw of z for each; nats.
 
         `on_batch` is called with the number of images after each batch.
         """
-        sums, done = np.zeros(1 + self._net.num_steps), 0
-        for _, reconstruction, mu, log_sigma, _ in self.draws(images, seed, [purpose]):
+        sums = np.zeros(1 + self._net.num_steps)
+        for start, rows in self._batches(len(images)):
+            reconstruction, mu, log_sigma, _ = self._draw(images, rows, seed, purpose)
             kl_t = core.kl_per_step(np, mu, log_sigma).sum(axis=1)
             # Of all workers batch by batch: the others must not wait too long for a slow one.
             sums += self._group.sum(np.append(reconstruction.sum(), kl_t))
-            done += self._batch_size
-            on_batch(min(self._batch_size, len(images) + self._batch_size - done))
+            on_batch(min(self._batch_size, len(images) - start))
         means = sums / len(images)
         return means[0], means[1:].sum(), means[1:]
 
-    def per_image(self, images, seed, num_draws=1, on_batch=lambda count: None):
+    def per_image(self, images, seed, num_draws=1, done=None, on_draw=lambda count: None):
         """Bounds of every image, from `num_draws` draws of z for each; memory does not depend on `num_draws`.
 
-        `on_batch` is called with the number of images after each draw.
+        Parameters
+        ----------
+        images : numpy.ndarray
+            (n, height * width), values 0 or 1.
+        seed : int
+        num_draws : int
+        done : dict, optional
+            What is returned, of the first images alone; it grows batch by batch, until it is what is returned.
+        on_draw : callable, optional
+            Called with the number of images after each draw.
 
         Returns
         -------
@@ -115,12 +116,20 @@ class Evaluator:
             `reconstruction` and `kl`, means over the draws, whose sum is the negative variational bound (Eqn. 12), and
             `importance_weighted`, -log (1/K sum_k p(x, z_k) / q(z_k|x)) (Burda et al. 2015, arXiv:1509.00519, Eqn. 8).
         """
-        n = len(images)
-        reconstruction, kl, log_weights = np.zeros(n), np.zeros(n), np.full(n, -np.inf)
-        purposes = [f'evaluation {k}' for k in range(num_draws)]
-        for rows, of_draw, mu, log_sigma, eps in self.draws(images, seed, purposes):
-            reconstruction[rows] += of_draw / num_draws
-            kl[rows] += core.kl_per_step(np, mu, log_sigma).sum(axis=0) / num_draws
-            log_weights[rows] = np.logaddexp(log_weights[rows], log_weight(of_draw, mu, log_sigma, eps))
-            on_batch(len(rows))
-        return {'reconstruction': reconstruction, 'kl': kl, 'importance_weighted': np.log(num_draws) - log_weights}
+        done = {} if done is None else done
+        for name in ('reconstruction', 'kl', 'importance_weighted'):
+            done.setdefault(name, np.zeros(0))
+        for _, rows in self._batches(len(images), first=len(done['kl'])):
+            sums = {'reconstruction': 0., 'kl': 0., 'importance_weighted': -np.inf}
+            for k in range(num_draws):
+                reconstruction, mu, log_sigma, eps = self._draw(images, rows, seed, f'evaluation {k}')
+                sums['reconstruction'] += reconstruction
+                sums['kl'] += core.kl_per_step(np, mu, log_sigma).sum(axis=0)
+                weight = log_weight(reconstruction, mu, log_sigma, eps)
+                sums['importance_weighted'] = np.logaddexp(sums['importance_weighted'], weight)
+                on_draw(len(reconstruction))
+            means = {'reconstruction': sums['reconstruction'] / num_draws, 'kl': sums['kl'] / num_draws,
+                     'importance_weighted': np.log(num_draws) - sums['importance_weighted']}
+            for name, values in means.items():
+                done[name] = np.append(done[name], values)
+        return done

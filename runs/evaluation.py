@@ -1,0 +1,71 @@
+"""What evaluate.py keeps in a run's folder: its results, and how far it came where it was stopped."""
+import contextlib
+import hashlib
+import json
+import os
+
+from system import cli, files
+
+import numpy as np
+
+from runs import storage
+
+
+class Evaluation:
+    """The evaluation of a model with some settings: a file of its own, so that no other result is replaced.
+
+    Parameters
+    ----------
+    run_dir : str
+    parameters : str
+        Path of the parameter file.
+    settings : dict
+        All that decides the result, of what JSON can hold.
+    """
+
+    def __init__(self, run_dir, parameters, settings):
+        with open(parameters, 'rb') as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        self._settings = {**settings, 'parameters_sha256': digest}
+        name = '-'.join(f'{key}_{value}' for key, value in settings.items() if value is not None)
+        self._path = os.path.join(run_dir, 'evaluations', f'{name}.json')
+
+    def write(self, result):
+        """Keep a result (a dict); returns the line that says where."""
+        try:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            files.write_whole(self._path, f'{json.dumps({**result, **self._settings}, indent=2)}\n'.encode())
+        except OSError as error:
+            return f'Not kept: {cli.reason(error)}'
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(f'{self._path}.part')
+        return f'Kept in {self._path}'
+
+    def write_part(self, done):
+        """Keep the bounds of the images so far, a dict of arrays; returns the line that says where."""
+        try:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            part = {'settings': self._settings, 'bounds': {name: list(values) for name, values in done.items()}}
+            files.write_whole(f'{self._path}.part', json.dumps(part).encode())
+        except OSError as error:
+            return f'Not kept: {cli.reason(error)}'
+        return 'The same command with --resume goes on.'
+
+    def read_part(self):
+        """What `write_part` kept, or {} where there is nothing. Raises storage.RunError."""
+        path = f'{self._path}.part'
+        try:
+            with open(path) as file:
+                part = json.load(file)
+            done = {name: np.array(part['bounds'][name], np.float64)
+                    for name in ('reconstruction', 'kl', 'importance_weighted')}
+            if len({values.shape for values in done.values()}) > 1 or done['kl'].ndim != 1:
+                raise ValueError('its lists differ in length')
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise storage.RunError(f'{path} is damaged: {error}') from None
+        if part.get('settings') != self._settings:
+            raise storage.RunError(f'{path} is of other parameters than those that are there now: without --resume '
+                                   f'the evaluation starts anew')
+        return done

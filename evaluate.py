@@ -63,7 +63,7 @@ def run(args, contexts):
     smallest = -(-len(images) // len(contexts)) * len(contexts)  # batch in which all images have room
     evaluator = Evaluator(net, contexts, min(args.batch_size, smallest))
     total, first = len(images) * (num_draws or 1), len(done.get('kl', ())) * (num_draws or 1)
-    with cli.Stop() as stop, cli.progress('evaluating', total, 'draws', first) as bar:
+    with cli.Stop() as stop, cli.Progress('evaluating', total, 'draws', first) as bar:
         def on_draw(count):
             bar.update(count)
             if len(done['kl']):

@@ -58,7 +58,7 @@ def train(training, images, validation_images, log, folder, stop):
     def due(frequency):
         return training.seen % frequency < args.batch_size or training.seen >= total or stopping
 
-    with cli.progress('training', total, 'samples', training.seen, silent=training.group.rank > 0) as bar:
+    with cli.Progress('training', total, 'samples', training.seen, training.group.rank > 0) as bar:
         while training.seen < args.num_train_samples and not stopping:
             x = images.batch(*training.next_images())
             recent.append(training.step(x))
@@ -92,7 +92,7 @@ def validate(training, images, log, folder, bar):
     log.pictures(training.net, images, training.seen, training.contexts)
     log.gradients(training.net, training.seen)
     log.flush()
-    bar.write(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
+    bar.say(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
     training.save_params(folder, 'last')
     if bound < training.best_bound:
         training.best_bound = bound
@@ -108,7 +108,7 @@ def finish(training, validation_images, log, folder, config, stop):
     """
     leads = training.group.rank == 0
     training.load_best(folder)
-    with cli.progress('validating', len(validation_images), 'images', silent=not leads) as bar:
+    with cli.Progress('validating', len(validation_images), 'images', silent=not leads) as bar:
         def on_batch(count):
             bar.update(count)
             if training.group.any(stop.signal is not None):

@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from runs import params_file
 
 _GROUPS = 3  # of arrays in a checkpoint: the parameters, and Adam's mean and variance
 SIZES = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim')
+_MOST_NAMES = 5  # in a message
 MAX_SIZE = 2 ** 16  # of each of SIZES
 
 
@@ -99,7 +101,10 @@ def read_config(folder):
                 and isinstance(arguments['data_dir'], str)):
             raise ValueError('no such data set')
     except OSError as error:
-        raise RunError(f'{folder} is not a run folder of train_mnist.py: {path}: {error.strerror}') from None
+        found = glob.glob(os.path.join(glob.escape(folder), '*', 'config.json'))
+        inside = sorted(os.path.dirname(path) for path in found)
+        hint = f'; it holds the run folders {", ".join(inside[-_MOST_NAMES:])}' if inside else ''
+        raise RunError(f'{folder} is not a run folder of train_mnist.py: {path}: {error.strerror}{hint}') from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f'{path} is not the config.json of a run: {type(error).__name__}: {error}') from None
     return config

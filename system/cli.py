@@ -1,7 +1,9 @@
 """The command line: parser, number types, one line for an error, and the signals that stop a training."""
 import argparse
 import contextlib
+import difflib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,6 +13,7 @@ import time
 from tqdm import tqdm
 
 _PATIENCE = 2  # seconds
+_TIMED_UPDATES = 100  # of a bar, before it is said how long the whole takes
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -30,6 +33,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog=None, doc=None):
         description = (doc or '').partition('\n')[0]  # python -OO has no docstrings
         super().__init__(prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
+
+    def parse_args(self, args=None, namespace=None):
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0].partition('=')[0], re.findall(r'--\w+', self.format_help()), 1)
+            self.error(f'unknown argument {unknown[0]!r}{f", did you mean {close[0]}?" if close else ""}; --help lists '
+                       'all')
+        return args
 
     def error(self, message):
         if os.environ.get('DMLC_TASK_ID', '0') != '0':
@@ -134,10 +145,41 @@ def start(main):
     sys.exit(main())
 
 
-def progress(what, total, unit, initial=0, silent=False):
-    """A bar that says what is waited for; no bar where the output is no terminal."""
-    return tqdm(desc=what, total=total, initial=initial, unit=f' {unit}', smoothing=0.1, dynamic_ncols=True,
-                disable=silent or not sys.stderr.isatty())
+class Progress(tqdm):
+    """A bar that says what is waited for, and a line that says how long it will take.
+
+    Without a terminal there is no bar, and nothing at all if silent.
+    """
+
+    def __init__(self, what, total, unit, initial=0, silent=False):
+        self._silent, self._unit, self._remaining, self._updates = silent, f' {unit}', total - initial, 0
+        super().__init__(desc=what, total=total, initial=initial, unit=self._unit, smoothing=0.1, dynamic_ncols=True,
+                         disable=silent or not sys.stderr.isatty())
+
+    def update(self, count=1):
+        super().update(count)
+        self._updates += 1
+        self._remaining -= count
+        if self._updates == 1:  # its time does not count: MXNet builds its graphs
+            self._started = time.perf_counter()
+        elif self._updates == _TIMED_UPDATES and self._remaining > 0:
+            speed = count * (_TIMED_UPDATES - 1) / (time.perf_counter() - self._started)
+            self.say(f'{speed:,.0f}{self._unit}/s: about {duration(self._remaining / speed)} for the '
+                     f'{self._remaining:,}{self._unit} that remain')
+
+    def say(self, text):
+        """Print a line above the bar."""
+        if not self._silent:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+
+def duration(seconds):
+    """Seconds in words, rounded: 40 s, 5 min, 2 h 10 min."""
+    if seconds < 60:
+        return f'{seconds:.0f} s'
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f'{hours} h {minutes} min' if hours else f'{minutes} min'
 
 
 def complain(message):
@@ -167,7 +209,7 @@ def count(text):
         except (ValueError, OverflowError):
             value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 on')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 on, as 10000 or 1e4')
     return value
 
 

@@ -2,8 +2,8 @@
 
     python -m assets.make RUN_DIR NAME
 
-Writes beside this file: NAME/ (config.json and best.params in half precision, which sample.py and evaluate.py take),
-and of that very model NAME_0.gif ... NAME_9.gif (the first ten samples of seed 0), NAME_reconstructions.png (the first
+Writes beside this file: NAME/ (config.json and best.safetensors in half precision, for sample.py and evaluate.py), and
+of that very model NAME_0.gif ... NAME_9.gif (the first ten samples of seed 0), NAME_reconstructions.png (the first
 four test images) and NAME_kl.png (the KL of every time step over training).
 """
 import glob

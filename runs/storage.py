@@ -1,4 +1,4 @@
-"""A run's folder: config.json, last.params, best.params and checkpoint.params, and the one training that may use it."""
+"""A run's folder: config.json, what <last, best, checkpoint>.safetensors hold, and the one training that may use it."""
 import contextlib
 import errno
 import fcntl
@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import platform
+import reprlib
 import shutil
 import tempfile
 import time
@@ -83,6 +84,7 @@ def write_json(folder, name, content):
 
 def read_config(folder):
     """The content of config.json, what the scripts use of it checked. Raises RunError."""
+    _refuse_earlier_format(folder)
     path = os.path.join(folder, 'config.json')
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
@@ -110,6 +112,15 @@ def read_config(folder):
     return config
 
 
+def _refuse_earlier_format(folder):
+    earlier, current = ([f'{name}.{suffix}' for name in ('best', 'last', 'checkpoint')
+                         if os.path.lexists(os.path.join(folder, f'{name}.{suffix}'))]
+                        for suffix in ('params', 'safetensors'))
+    if earlier and not current:
+        raise RunError(f'{folder} holds {earlier[0]}, the format of earlier versions, which this one does not read; '
+                       f'use the version that trained it, or train again')
+
+
 def build_net(arguments):
     """The DRAW network of these arguments (a dict with train_mnist.py's names), not initialized."""
     height, width, num_steps, units, latent_dim = (arguments[key] for key in SIZES)
@@ -129,9 +140,10 @@ def parameters(net):
 
 
 def save_params(folder, name, net, dtype='float32'):
-    """Write <name>.params, in 'float16' with half the bytes. Raises OSError."""
-    arrays = {key: parameter.list_data()[0].astype(dtype, copy=False) for key, parameter in parameters(net).items()}
-    params_file.write(os.path.join(folder, f'{name}.params'), arrays, {'model': _model(net)})
+    """Write <name>.safetensors, in 'float16' with half the bytes. Raises OSError."""
+    arrays = {key: parameter.list_data()[0].astype(dtype, copy=False).asnumpy()
+              for key, parameter in parameters(net).items()}
+    params_file.write(os.path.join(folder, f'{name}.safetensors'), arrays, {'model': _model(net)})
 
 
 def load_net(folder, contexts):
@@ -155,7 +167,7 @@ def load_net(folder, contexts):
     except ValueError as error:
         raise RunError(f'{os.path.join(folder, "config.json")}: {error}') from None
     names = ('best', 'last', 'checkpoint')
-    name = next((name for name in names if os.path.exists(os.path.join(folder, f'{name}.params'))), 'best')
+    name = next((name for name in names if os.path.exists(os.path.join(folder, f'{name}.safetensors'))), 'best')
     return net, config, load_params(folder, name, net, contexts)
 
 
@@ -176,20 +188,26 @@ def load_init(folder, net):
 
 
 def load_params(folder, name, net, contexts=None):
-    """Put <name>.params into `net`, which is initialized first if contexts are given; returns the file's path.
+    """Put <name>.safetensors into `net`, which is initialized first if contexts are given; returns the file's path.
 
     Raises RunError.
     """
-    path = os.path.join(folder, f'{name}.params')
-    if name == 'checkpoint':
-        (arrays, *_), _ = load_checkpoint(folder, name, net)
-    else:
-        arrays, _ = _read(path, net, {key: parameter.shape for key, parameter in parameters(net).items()})
+    path, arrays = read_params(folder, name, net)
     if contexts is not None:
         net.initialize(ctx=contexts)  # takes memory, so not for a config.json whose sizes the file does not have
     for key, parameter in parameters(net).items():
         parameter.set_data(nd.array(arrays[key]))
     return path
+
+
+def read_params(folder, name, net):
+    """Path and arrays of <name>.safetensors. The network need not be initialized. Raises RunError."""
+    path = os.path.join(folder, f'{name}.safetensors')
+    if name == 'checkpoint':
+        (arrays, *_), _ = load_checkpoint(folder, name, net)
+    else:
+        arrays, _ = _read(path, net, {key: parameter.shape for key, parameter in parameters(net).items()})
+    return path, arrays
 
 
 def _model(net):
@@ -203,8 +221,8 @@ def _read(path, net, shapes):
     except params_file.ParamsError as error:
         raise RunError(str(error)) from None
     if metadata.get('model') != _model(net):
-        raise RunError(f'{path} does not fit the config.json beside it: the file has {metadata.get("model")}, '
-                       f'config.json {_model(net)}')
+        raise RunError(f'{path} does not fit the config.json beside it: the file has '
+                       f'{reprlib.repr(metadata.get("model"))}, config.json {_model(net)}')
     return arrays, metadata
 
 
@@ -218,14 +236,14 @@ def save_checkpoint(folder, name, net, state, metadata):
     state : list of dict of str to NDArray
         The parameters by name, and Adam's mean and variance by the same names.
     metadata : dict
-        What JSON can hold.
+        What JSON can hold: no NaN, no infinity.
 
     Raises
     ------
     OSError
     """
-    arrays = {f'{k}/{key}': array for k, group in enumerate(state) for key, array in group.items()}
-    params_file.write(os.path.join(folder, f'{name}.params'), arrays, {**metadata, 'model': _model(net)})
+    arrays = {f'{k}/{key}': array.asnumpy() for k, group in enumerate(state) for key, array in group.items()}
+    params_file.write(os.path.join(folder, f'{name}.safetensors'), arrays, {**metadata, 'model': _model(net)})
 
 
 def load_checkpoint(folder, name, net):
@@ -233,7 +251,7 @@ def load_checkpoint(folder, name, net):
 
     The network need not be initialized: a checkpoint of another one is refused before memory is taken for it.
     """
-    path = os.path.join(folder, f'{name}.params')
+    path = os.path.join(folder, f'{name}.safetensors')
     if not os.path.lexists(path):
         return None
     names = {key: parameter.shape for key, parameter in parameters(net).items()}
@@ -249,7 +267,7 @@ def fall_back(folder, net):
     -------
     The training samples seen at the fallback, or 0.
     """
-    checkpoint, fallback = (os.path.join(folder, f'{name}.params') for name in ('checkpoint', 'fallback'))
+    checkpoint, fallback = (os.path.join(folder, f'{name}.safetensors') for name in ('checkpoint', 'fallback'))
     found = load_checkpoint(folder, 'fallback', net)
     if found:
         files.write_whole(checkpoint, lambda temporary: shutil.copyfile(fallback, temporary))

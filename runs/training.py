@@ -140,8 +140,8 @@ class Training:
                       *(dict(zip(self._parameters, moment)) for moment in zip(*moments))]
             storage.save_checkpoint(folder, name, self.net, groups, {
                 'samples_seen': self.seen, 'num_updates': self._trainer.optimizer.num_update,
-                'best_bound': self.best_bound, 'seconds': self.seconds, 'event_files': log.sizes(),
-                'arguments': arguments_of(self.args)})
+                'best_bound': self.best_bound if np.isfinite(self.best_bound) else None, 'seconds': self.seconds,
+                'event_files': log.sizes(), 'arguments': arguments_of(self.args)})
 
     def resume(self, checkpoint):
         """Take up where a checkpoint ends.
@@ -152,7 +152,8 @@ class Training:
             What worker 0 has from `read_checkpoint`, of which the others get the state; None starts anew.
         """
         groups, metadata = checkpoint or (None, None)
-        progress = [metadata[key] for key in _PROGRESS] if metadata else [0, 0, float('inf'), 0]
+        progress = [metadata[key] for key in _PROGRESS] if metadata else [0, 0, None, 0]
+        progress = [float('inf') if number is None else number for number in progress]  # no best bound yet
         seen, num_updates, self.best_bound, self.seconds = self.group.broadcast(np.array(progress, float)).tolist()
         if not num_updates:
             return

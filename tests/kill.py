@@ -37,8 +37,9 @@ def train(argv, progress):
         step = train_mnist.Training.step
 
         def noted(training, x):
-            step(training, x)
+            numbers = step(training, x)
             progress[:8] = struct.pack('<q', training.seen)
+            return numbers
 
         train_mnist.Training.step = noted
         code = train_mnist.main(argv)
@@ -54,7 +55,7 @@ def train(argv, progress):
 
 
 def seen_in_checkpoint(folder):
-    path = os.path.join(folder, 'checkpoint.params')
+    path = os.path.join(folder, 'checkpoint.safetensors')
     if not os.path.exists(path):
         return 0
     net = storage.build_net(storage.read_config(folder)['arguments'])
@@ -86,7 +87,7 @@ def main(folder, kills):
         codes.append(os.waitstatus_to_exitcode(os.waitpid(train(argv, progress), 0)[1]))
     whole = os.path.join('whole', os.listdir('whole')[0])
     same = {name: Path(run, name).read_bytes() == Path(whole, name).read_bytes()
-            for name in ('last.params', 'best.params')}
+            for name in ('last.safetensors', 'best.safetensors')}
     print(json.dumps({'kills': kills, 'refusals': refusals, 'codes': codes, 'largest_loss': max(lost), 'same': same,
                       'moments': moments, 'run': run, 'whole': whole}))
 

@@ -42,13 +42,13 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
     made = tmp_path / 'made'
     assert sorted(os.listdir(made)) == sorted(['model', 'model_kl.png', 'model_reconstructions.png',
                                                *(f'model_{i}.gif' for i in range(10))])
-    assert sorted(os.listdir(made / 'model')) == ['best.params', 'config.json']
+    assert sorted(os.listdir(made / 'model')) == ['best.safetensors', 'config.json']
     config, original = (storage.read_config(folder) for folder in (made / 'model', run))
     assert str(tmp_path) not in (made / 'model' / 'config.json').read_text()
     assert config['command'] == ' '.join(['train_mnist.py', *argv[:-4]])
     assert config['arguments'] == {**original['arguments'], 'data_dir': 'data', 'logdir': 'results'}
     assert config['validation'] == original['validation'] and config['seconds'] == original['seconds']
-    assert (made / 'model' / 'best.params').stat().st_size < 0.7 * (run / 'best.params').stat().st_size
+    assert (made / 'model' / 'best.safetensors').stat().st_size < 0.7 * (run / 'best.safetensors').stat().st_size
     sample.main([str(made / 'model'), '-o', str(tmp_path / 'out')])  # the GIFs are those of the stored model
     for i in range(10):
         assert (made / f'model_{i}.gif').read_bytes() == (tmp_path / 'out' / f'sample_{i}.gif').read_bytes()
@@ -60,7 +60,7 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
 
 
 def run_kl(run):
-    """The KL of the last validation, computed again from last.params."""
+    """The KL of the last validation, computed again from last.safetensors."""
     net = storage.build_net(storage.read_config(run)['arguments'])
     net.initialize()
     storage.load_params(run, 'last', net)

@@ -152,7 +152,7 @@ def test_whole_test_set(trained, capsys):
     assert result['importance_weighted_bound'] < result['bound']
     assert result['bound'] == pytest.approx(result['reconstruction'] + result['kl'])
     for text in ('30 test images', f'{result["bound"]:.2f} +- {result["standard_error"]:.2f} nats', 'K = 5', 'dynamic',
-                 f'{result["importance_weighted_bound"]:.2f}', 'best.params'):
+                 f'{result["importance_weighted_bound"]:.2f}', 'best.safetensors'):
         assert text in out
     net, config, _ = storage.load_net(trained, [CPU])
     split = stream.load('mnist', config['arguments']['data_dir'], (28, 28))['test']
@@ -172,7 +172,7 @@ def test_validation_split_without_importance_samples(trained, capsys):
 
 def test_bad_input(trained, tmp_path, capsys):
     copy = Path(shutil.copytree(trained, tmp_path / 'copy'))
-    (copy / 'best.params').write_bytes(b'')
+    (copy / 'best.safetensors').write_bytes(b'')
     (copy / 'evaluation.json').unlink(missing_ok=True)
     for argv in (['nowhere'], [str(copy)], [str(trained), '-k', '0'], [str(trained), '--batch_size', 'x']):
         capsys.readouterr()

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 300
 ARGV = ['-s', '3', '-u', '8', '-l', '4', '-b', '16', '-f', '64', '-v', '20', '--log_freq', '16', '--kl_warmup', '1',
         '-r', '0.01', '--lr_decay', '0']
-FILES = ('last.params', 'best.params')
+FILES = ('last.safetensors', 'best.safetensors')
 
 
 def train(*argv, logdir='results'):
@@ -71,7 +71,7 @@ def stop_after(monkeypatch, seen):
     def stepped(training, x):
         if training.seen >= seen:
             raise Killed
-        step(training, x)
+        return step(training, x)
 
     monkeypatch.setattr(train_mnist.Training, 'step', stepped)
 
@@ -88,7 +88,7 @@ def test_resumed_run_ends_as_one_that_was_never_stopped(workplace, monkeypatch, 
         with pytest.raises(Killed):
             train(*argv)
     stopped = only_folder('results')
-    assert os.path.exists(stopped / 'checkpoint.params') == (seen >= 32)
+    assert os.path.exists(stopped / 'checkpoint.safetensors') == (seen >= 32)
     assert resume(stopped) == 0
     assert_same_files(stopped, whole, [*FILES, 'sample_0.gif'])
     for left, right in zip(checkpoint(stopped)[0], checkpoint(whole)[0]):  # Adam's moments too
@@ -108,7 +108,7 @@ def test_longer_run_by_resume(workplace):
     assert_same_files(short, whole)
     assert storage.read_config(short)['arguments']['num_train_samples'] == 256
     assert resume(other, '-t', '256', '-r', '0.02') == 0
-    assert (other / 'last.params').read_bytes() != (whole / 'last.params').read_bytes()
+    assert (other / 'last.safetensors').read_bytes() != (whole / 'last.safetensors').read_bytes()
     assert storage.read_config(other)['arguments']['learning_rate'] == 0.02
 
 
@@ -157,8 +157,8 @@ def test_resume_of_what_is_no_run(workplace, capsys, name):
 
 def test_best_parameters_are_missed_before_work_starts(workplace, capsys):
     folder = train('-t', '64')
-    (folder / 'best.params').unlink()
-    assert 'best.params' in refusal(capsys, '--resume', folder, '-t', '128')
+    (folder / 'best.safetensors').unlink()
+    assert 'best.safetensors' in refusal(capsys, '--resume', folder, '-t', '128')
 
 
 # TensorBoard
@@ -214,19 +214,19 @@ def test_full_disk(workplace):
     assert seen >= 64 and not list(folder.glob('*.tmp'))
     assert resume(folder, '-t', str(seen + 64)) == 0
     whole = train('-t', str(seen + 64), logdir='whole')
-    assert_same_files(folder, whole, ['last.params'])
+    assert_same_files(folder, whole, ['last.safetensors'])
 
 
 @pytest.mark.parametrize('room', [0, 100, 3000])
 def test_full_disk_during_a_checkpoint(workplace, room):
     folder = train('-t', '64')
-    before = (folder / 'checkpoint.params').read_bytes()
+    before = (folder / 'checkpoint.safetensors').read_bytes()
     training = process('--resume', folder, '-t', '1e6', '-f', '1e6', '--log_freq', '1e6', '--checkpoint_freq', '32',
                        limit=len(before) - 3000 + room)
     _, err = training.communicate(timeout=TIME_OUT)
     assert training.returncode == 1 and 'Traceback' not in err
-    assert 'checkpoint.params' in err.splitlines()[-1] and '--resume' in err.splitlines()[-1]
-    assert (folder / 'checkpoint.params').read_bytes() == before and not list(folder.glob('*.tmp'))
+    assert 'checkpoint.safetensors' in err.splitlines()[-1] and '--resume' in err.splitlines()[-1]
+    assert (folder / 'checkpoint.safetensors').read_bytes() == before and not list(folder.glob('*.tmp'))
     assert resume(folder, '-t', '80') == 0
 
 
@@ -277,7 +277,7 @@ def test_number_that_is_not_finite_touches_nothing(workplace, capsys, monkeypatc
             else:
                 monkeypatch.setattr(gluon.utils, 'clip_global_norm',
                                     lambda *args, **kwargs: nd.array([number]))
-        step(self, x)
+        return step(self, x)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_mnist.Training, 'step', spoiled)

@@ -17,6 +17,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import nd
+from safetensors.numpy import load_file, save_file
 
 from runs import params_file, storage
 
@@ -24,8 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = {'input_height': 3, 'input_width': 4, 'num_steps': 2, 'num_recurrent_units': 2, 'latent_dim': 1,
              'attention': True, 'read_size': 1, 'write_size': 2, 'dataset': 'mnist', 'data_dir': 'data',
              'binarization': 'dynamic'}
-NUMBER_OF_ARRAYS, FIRST_ARRAY = 16, 24  # offsets in a parameter file
-AXES, DIMENSION = FIRST_ARRAY + 8, FIRST_ARRAY + 12
 
 
 def make_net(seed=1, **changes):
@@ -59,7 +58,7 @@ def refusal(function, *args):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A run's folder with config.json and last.params, and the network that was saved."""
+    """A run's folder with config.json and last.safetensors, and the network that was saved."""
     net = make_net()
     storage.write_config(tmp_path, {'arguments': ARGUMENTS})
     storage.save_params(tmp_path, 'last', net)
@@ -67,9 +66,27 @@ def saved(tmp_path):
 
 
 def sign(path):
-    """Make the checksum right again, so that a test reaches what is behind it."""
-    content = Path(path).read_bytes()[:-32]
-    Path(path).write_bytes(content + hashlib.sha256(content).digest())
+    """Make the checksum right again, where there still is one, so that a test reaches what is behind it."""
+    content = Path(path).read_bytes()
+    checksum = re.search(rb'sha256\\": \\"([0-9a-f]{64})', content)
+    if checksum:
+        start, end = checksum.span(1)
+        digest = hashlib.sha256(content[:start] + b'0' * 64 + content[end:]).hexdigest()
+        Path(path).write_bytes(content[:start] + digest.encode() + content[end:])
+
+
+def unpack(path):
+    """A parameter file as (header, numbers): [(key, value)], so that a key can stand twice, and bytes."""
+    content = Path(path).read_bytes()
+    end = 8 + int.from_bytes(content[:8], 'little')
+    return list(json.loads(content[8:end]).items()), content[end:]
+
+
+def pack(path, header, numbers):
+    """Write and sign what `unpack` returned."""
+    text = '{' + ','.join(f'{json.dumps(key)}:{json.dumps(value)}' for key, value in header) + '}'
+    Path(path).write_bytes(struct.pack('<Q', len(text)) + text.encode() + numbers)
+    sign(path)
 
 
 # Parameters
@@ -78,22 +95,31 @@ def sign(path):
 def test_round_trip(tmp_path, attention):
     net, other = make_net(seed=1, attention=attention), make_net(seed=2, attention=attention)
     storage.save_params(tmp_path, 'last', net)
-    assert os.listdir(tmp_path) == ['last.params']
-    assert storage.load_params(tmp_path, 'last', other) == os.path.join(tmp_path, 'last.params')
+    assert os.listdir(tmp_path) == ['last.safetensors']
+    assert storage.load_params(tmp_path, 'last', other) == os.path.join(tmp_path, 'last.safetensors')
     assert_same(values(other), values(net))
 
 
-def test_mxnet_reads_what_is_written(tmp_path):
+def test_the_same_parameters_make_the_same_bytes(tmp_path):
+    for name in ('last', 'best'):
+        storage.save_params(tmp_path, name, make_net())
+    assert (tmp_path / 'last.safetensors').read_bytes() == (tmp_path / 'best.safetensors').read_bytes()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_two_lines_load_a_file_by_hand(tmp_path, dtype):
     net, other = make_net(seed=1), make_net(seed=2)
-    storage.save_params(tmp_path, 'last', net)
-    other.load_parameters(str(tmp_path / 'last.params'))
-    assert_same(values(other), values(net))
+    storage.save_params(tmp_path, 'best', net, dtype)
+    for name, array in load_file(tmp_path / 'best.safetensors').items():
+        other._collect_params_with_prefix()[name].set_data(nd.array(array))
+    assert_same(values(other), {name: array.astype(dtype).astype('float32') for name, array in values(net).items()})
 
 
 def test_parameters_without_a_checksum_are_refused(tmp_path):
     net = make_net()
-    net.save_parameters(str(tmp_path / 'last.params'))
-    assert 'checksum' in refusal(storage.load_params, tmp_path, 'last', net)
+    for other in (None, {'draw': '{}'}, {'draw': '[]'}, {'draw': '"text"'}, {'sha256': '0' * 64}):
+        save_file(values(net), tmp_path / 'last.safetensors', other)
+        assert 'checksum' in refusal(storage.load_params, tmp_path, 'last', net)
 
 
 def test_half_precision(tmp_path):
@@ -101,8 +127,8 @@ def test_half_precision(tmp_path):
     storage.save_params(tmp_path, 'half', net, dtype='float16')
     storage.save_params(tmp_path, 'whole', net)
     numbers = sum(array.size for array in values(net).values())
-    sizes = [os.path.getsize(tmp_path / f'{name}.params') for name in ('whole', 'half')]
-    assert sizes[0] - sizes[1] == 2 * numbers
+    assert len(unpack(tmp_path / 'whole.safetensors')[1]) == 4 * numbers
+    assert len(unpack(tmp_path / 'half.safetensors')[1]) == 2 * numbers
     storage.load_params(tmp_path, 'half', other)
     assert_same(values(other), {name: array.astype(np.float16).astype(np.float32)
                                 for name, array in values(net).items()})
@@ -121,27 +147,27 @@ def test_saving_replaces_the_old_file(saved):
     storage.save_params(folder, 'last', other)
     storage.load_params(folder, 'last', net)
     assert_same(values(net), values(other))
-    assert sorted(os.listdir(folder)) == ['config.json', 'last.params']
+    assert sorted(os.listdir(folder)) == ['config.json', 'last.safetensors']
 
 
 def test_load_net_prefers_the_best_parameters(saved):
     folder, last = saved
     net, config, path = storage.load_net(folder, [mx.cpu()])
     assert_same(values(net), values(last))
-    assert config == {'arguments': ARGUMENTS} and path == os.path.join(folder, 'last.params')
+    assert config == {'arguments': ARGUMENTS} and path == os.path.join(folder, 'last.safetensors')
     best = make_net(seed=2)
     storage.save_params(folder, 'best', best)
     net, _, path = storage.load_net(folder, [mx.cpu()])
     assert_same(values(net), values(best))
-    assert path == os.path.join(folder, 'best.params')
+    assert path == os.path.join(folder, 'best.safetensors')
 
 
 def test_folder_without_parameters(saved):
     folder, _ = saved
-    os.remove(folder / 'last.params')
-    assert str(folder / 'last.params') in refusal(storage.load_net, folder, mx.cpu())
-    os.mkdir(folder / 'last.params')
-    assert str(folder / 'last.params') in refusal(storage.load_net, folder, mx.cpu())
+    os.remove(folder / 'last.safetensors')
+    assert str(folder / 'best.safetensors') in refusal(storage.load_net, folder, mx.cpu())
+    os.mkdir(folder / 'last.safetensors')
+    assert str(folder / 'last.safetensors') in refusal(storage.load_net, folder, mx.cpu())
 
 
 @pytest.mark.parametrize('change, parameter', [
@@ -153,7 +179,7 @@ def test_parameters_of_another_architecture(saved, change, parameter):
     other = make_net(seed=2, **change)
     before = values(other)
     message = refusal(storage.load_params, folder, 'last', other)
-    assert str(folder / 'last.params') in message and re.search(parameter, message)
+    assert str(folder / 'last.safetensors') in message and re.search(parameter, message)
     assert_same(values(other), before)
 
 
@@ -169,7 +195,7 @@ def test_numbers_that_are_not_finite(saved, number):
 def test_every_truncation_is_refused(saved):
     folder, net = saved
     before = values(net)
-    path = folder / 'last.params'
+    path = folder / 'last.safetensors'
     for length in reversed(range(path.stat().st_size)):
         os.truncate(path, length)
         assert str(path) in refusal(storage.load_params, folder, 'last', net), length
@@ -179,9 +205,9 @@ def test_every_truncation_is_refused(saved):
 @pytest.mark.parametrize('tail', [b'\0', b'x' * 7, b'\0' * 10000])
 def test_appended_bytes_are_refused(saved, tail):
     folder, net = saved
-    with open(folder / 'last.params', 'ab') as file:
+    with open(folder / 'last.safetensors', 'ab') as file:
         file.write(tail)
-    assert str(folder / 'last.params') in refusal(storage.load_params, folder, 'last', net)
+    assert str(folder / 'last.safetensors') in refusal(storage.load_params, folder, 'last', net)
 
 
 def overwrite(path, position, content):
@@ -201,7 +227,7 @@ def outside_payloads(data, net):
 
 def test_damaged_byte_is_refused_or_has_no_effect(saved):
     folder, net = saved
-    path, other = folder / 'last.params', make_net(seed=2)
+    path, other = folder / 'last.safetensors', make_net(seed=2)
     expected = values(net)
     whole = path.read_bytes()
     positions = outside_payloads(whole, net)
@@ -212,7 +238,7 @@ def test_damaged_byte_is_refused_or_has_no_effect(saved):
             path.write_bytes(whole)
             overwrite(path, position, bytes([byte]))
             if position % 8 == 0:
-                assert 'checksum' in refusal(storage.load_params, folder, 'last', other)
+                refusal(storage.load_params, folder, 'last', other)
             sign(path)
             try:
                 storage.load_params(folder, 'last', other)
@@ -221,53 +247,105 @@ def test_damaged_byte_is_refused_or_has_no_effect(saved):
             else:
                 harmless += 1
                 assert_same(values(other), expected)
-    # Without meaning here: 8 reserved bytes of the list, 8 bytes per array, the device it was on, and the checksum
-    # itself, which is made right again.
-    assert harmless <= 2 * (8 + 8 * len(expected) + 32)
+    assert harmless <= 2 * 64  # the checksum itself, which is made right again
 
 
-def claims(data):
-    """(what is claimed, offset, layout, value) for a parameter file."""
-    number_of_names = data.index(b'h_enc_0') - 16
-    for number in (2 ** 64 - 1, 2 ** 63, 2 ** 63 - 1, 2 ** 40, 0):
-        yield 'number of arrays', NUMBER_OF_ARRAYS, '<Q', number
-        yield 'number of names', number_of_names, '<Q', number
-        yield 'length of the first name', number_of_names + 8, '<Q', number
-    for number in (2 ** 31 - 1, 2 ** 20, 0, -1):
-        yield 'number of axes', AXES, '<i', number
-    for number in (2 ** 63 - 1, 2 ** 62, 2 ** 40, 2 ** 32 + 1, 0, -1):
-        yield 'dimension', DIMENSION, '<q', number
+def claims(header):
+    """Headers with one wrong claim, of which `header` is the right one."""
+    at = [key for key, _ in header].index('h_enc_0')
+    name, right = header[at]
+    start, end = right['data_offsets']
+    wrong = {
+        'shape': [[2 ** 63 - 1], [2 ** 64 - 1, 2], [2 ** 64, 1], [10 ** 400], [2 ** 40, 2], [2 ** 33, 2 ** 31], [0, 2],
+                  [-1, -2], [1.5, 2], ['1', 2], [[1, 2]], [], [1] * 100, [0, 2 ** 63], None, 'text', {}, 2],
+        'data_offsets': [[start, end - 1], [start + 1, end], [start, end + 4], [start + 4, end + 4], [end, start],
+                         [start, 2 ** 63], [2 ** 64 - 8, 2 ** 64 - 1], [-8, 0], [start, 2 ** 64], [start], [], None,
+                         'text', [float(start), float(end)], [start, 10 ** 400], header[1][1]['data_offsets']],
+        'dtype': ['F64', 'I32', 'U32', 'BF16', 'F16', 'F8_E4M3', 'F8_E5M2', 'F4', 'BOOL', 'U8', 'C64', 'f32', 'float32',
+                  '', None, 3, [], {'F32': 1}, '\n', 'F32\0']}
+    entries = [(name, {**right, key: other}) for key, others in wrong.items() for other in others]
+    entries += [(name, other) for other in (None, 3, 'text', [], {}, {'shape': right['shape']})]
+    entries += [(other, right) for other in ('', 'h_enc_1', 'H_enc_0', 'x' * 100000, '\ud800', 'h_enc_0\n', 'h_enc_0\0',
+                                             '__metadata__', '1/h_enc_0')]
+    yield from ([*header[:at], entry, *header[at + 1:]] for entry in entries)
+    yield [*header[:at], *header[at + 1:]]
+    yield [*header, ('more', {**right, 'shape': [0], 'data_offsets': [end, end]})]  # an array too many, of no numbers
+    yield [*header, ('more', right)]  # of the same numbers
+    yield [*header, (name, {**right, 'shape': right['shape'][::-1]})]  # twice, and the last one counts
+    yield [header[0], *header]
+    yield header[1:]
+    others = (None, 3, 'text', [], {}, *({'draw': text} for text in (
+        None, 3, {}, '\ud800', '', '[' * 100000, '9' * 5000, '{"sha256": 3}', '{"sha256": "\\ud800"}',
+        '{"sha256": ""}', '{"sha256": null}')))
+    yield from ([('__metadata__', other), *header[1:]] for other in others)
 
 
-def test_enormous_claims_are_refused_without_taking_memory(saved):
+def test_headers_with_a_valid_checksum(saved):
+    """Whatever the header claims is refused, without taking memory."""
     folder, net = saved
-    path = folder / 'last.params'
-    whole = path.read_bytes()
-    assert struct.unpack_from('<i', whole, AXES) == (2,)
-    assert struct.unpack_from('<2q', whole, DIMENSION) == net.h_enc_0.shape
-    for what, offset, layout, value in claims(whole):
-        path.write_bytes(whole)
-        overwrite(path, offset, struct.pack(layout, value))
-        sign(path)
+    path, before = folder / 'last.safetensors', values(net)
+    header, numbers = unpack(path)
+    for other in claims(header):
+        pack(path, other, numbers)
         tracemalloc.start()
         try:
-            refusal(storage.load_params, folder, 'last', net)
-            assert tracemalloc.get_traced_memory()[1] < 2 ** 20, (what, value)
+            assert str(path) in refusal(storage.load_params, folder, 'last', net)
+            assert tracemalloc.get_traced_memory()[1] < 2 ** 23
         finally:
             tracemalloc.stop()
+    assert_same(values(net), before)
+    pack(path, header, numbers)
+    storage.load_params(folder, 'last', make_net(seed=2))  # the tools of this test are right
 
 
-def test_shape_whose_product_wraps_around_is_refused(saved):
+@pytest.mark.parametrize('length', [0, 1, 7, -1, -8, 2 ** 20 + 1, 2 ** 27, 2 ** 40, 2 ** 63, 2 ** 64 - 1])
+def test_length_of_the_header(saved, length):
     folder, net = saved
-    path = folder / 'last.params'
-    overwrite(path, DIMENSION, struct.pack('<2q', 2 ** 33, 2 ** 31))
+    path = folder / 'last.safetensors'
+    content = path.read_bytes()
+    actual, = struct.unpack_from('<Q', content)
+    path.write_bytes(struct.pack('<Q', actual + length if length < 0 else length) + content[8:])
     sign(path)
-    refusal(storage.load_params, folder, 'last', net)
+    tracemalloc.start()
+    try:
+        assert str(path) in refusal(storage.load_params, folder, 'last', net)
+        assert tracemalloc.get_traced_memory()[1] < 2 ** 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize('metadata', [{'x': float('nan')}, {'x': float('inf')}])
+def test_metadata_is_standard_json(tmp_path, metadata):
+    path, arrays = str(tmp_path / 'file'), {'x': np.ones(3, np.float32)}
+    with pytest.raises(ValueError, match='JSON'):
+        params_file.write(path, arrays, metadata)
+    text = json.dumps({'sha256': '0' * 64, **metadata})
+    save_file(arrays, path, {'draw': text})
+    sign(path)
+    with pytest.raises(params_file.ParamsError, match='no JSON'):
+        params_file.read(path, {'x': (3,)})
+
+
+def test_metadata_of_any_size_is_read_again_or_not_written(tmp_path):
+    path, arrays = str(tmp_path / 'file'), {'x': np.ones(3, np.float32)}
+    files_of_4000_sittings = {f'events.out.tfevents.1700000000.{"host" * 10}.{k:020}': 10 ** 9 for k in range(4000)}
+    params_file.write(path, arrays, {'event_files': files_of_4000_sittings})
+    assert params_file.read(path, {'x': (3,)})[1] == {'event_files': files_of_4000_sittings}
+    for length in range(2 ** 20 - 250, 2 ** 20, 10):
+        try:
+            params_file.write(path, arrays, {'text': 'x' * length})
+        except OSError as error:
+            assert error.filename == path and 'larger' in error.strerror
+            assert params_file.read(path, {'x': (3,)})[1] == {'text': 'x' * (length - 10)}  # the one before
+            break
+        assert params_file.read(path, {'x': (3,)})[1] == {'text': 'x' * length}
+    else:
+        pytest.fail('metadata of any size is written')
 
 
 def test_enormous_file_is_not_read(saved):
     folder, net = saved
-    os.truncate(folder / 'last.params', 2 ** 33)  # a hole, which takes no room
+    os.truncate(folder / 'last.safetensors', 2 ** 33)  # a hole, which takes no room
     tracemalloc.start()
     try:
         refusal(storage.load_params, folder, 'last', net)
@@ -281,41 +359,50 @@ def foreign_files():
     yield 'empty', lambda path: open(path, 'wb').close()
     yield 'text', lambda path: Path(path).write_text('not parameters\n' * 100)
     yield 'random', lambda path: Path(path).write_bytes(rng.bytes(3000))
-    yield 'without names', lambda path: nd.save(path, [nd.ones((1, 2))])
-    yield 'one array', lambda path: nd.save(path, {'h_enc_0': nd.ones((1, 2))})
-    yield 'no arrays', lambda path: nd.save(path, {})
-    yield 'sparse', lambda path: nd.save(path, {'h_enc_0': nd.ones((1, 2)).tostype('csr')})
+    yield 'of MXNet', lambda path: nd.save(path, {'h_enc_0': nd.ones((1, 2))})
+    yield 'one array', lambda path: save_file({'h_enc_0': np.ones((1, 2), np.float32)}, path)
+    yield 'no arrays', lambda path: save_file({}, path)
+    yield 'signed, one array', lambda path: params_file.write(path, {'h_enc_0': np.ones((1, 2), np.float32)}, {})
+    yield 'signed, no arrays', lambda path: params_file.write(path, {}, {})
 
 
 @pytest.mark.parametrize('write', [pytest.param(write, id=name) for name, write in foreign_files()])
 def test_foreign_file_is_refused(saved, write):
     folder, net = saved
     before = values(net)
-    os.remove(folder / 'last.params')
-    write(str(folder / 'last.params'))
-    assert str(folder / 'last.params') in refusal(storage.load_params, folder, 'last', net)
+    os.remove(folder / 'last.safetensors')
+    write(str(folder / 'last.safetensors'))
+    assert str(folder / 'last.safetensors') in refusal(storage.load_params, folder, 'last', net)
     assert_same(values(net), before)
 
 
-@pytest.mark.parametrize('dtype', ['float64', 'int32', 'uint8'])
+@pytest.mark.parametrize('dtype', ['float64', 'int32', 'int16', 'uint8', 'bool'])
 def test_other_types_are_refused(saved, dtype):
     folder, net = saved
-    arrays = {name: nd.ones(array.shape, dtype=dtype) for name, array in values(net).items()}
-    with open(folder / 'last.params', 'rb') as file:
-        tail = file.read()[-300:]
-    nd.save(str(folder / 'last.params'), arrays)
-    with open(folder / 'last.params', 'ab') as file:
-        file.write(tail[tail.index(b'{'):])
-    sign(folder / 'last.params')
-    assert 'checksum' not in refusal(storage.load_params, folder, 'last', net)
+    path = folder / 'last.safetensors'
+    _, metadata = params_file.read(path, {name: array.shape for name, array in values(net).items()})
+    params_file.write(path, {name: np.ones(array.shape, dtype) for name, array in values(net).items()}, metadata)
+    assert 'float32' in refusal(storage.load_params, folder, 'last', net)
 
 
 def test_name_that_occurs_twice_is_refused(saved):
     folder, net = saved
-    path = folder / 'last.params'
+    path = folder / 'last.safetensors'
     path.write_bytes(path.read_bytes().replace(b'c_enc_0', b'h_enc_0'))
     sign(path)
-    assert 'names' in refusal(storage.load_params, folder, 'last', net)
+    assert str(path) in refusal(storage.load_params, folder, 'last', net)
+
+
+@pytest.mark.parametrize('names', [['best'], ['last'], ['checkpoint'], ['best', 'last', 'checkpoint']], ids=' '.join)
+def test_folder_of_an_earlier_version(saved, names):
+    folder, net = saved
+    os.remove(folder / 'last.safetensors')
+    for name in names:
+        net.save_parameters(str(folder / f'{name}.params'))
+    for function in (storage.read_config, lambda folder: storage.load_net(folder, [mx.cpu()])):
+        assert f'holds {names[0]}.params, the format of earlier versions' in refusal(function, folder)
+    storage.save_params(folder, 'last', net)
+    storage.load_net(folder, [mx.cpu()])
 
 
 # config.json
@@ -484,13 +571,16 @@ def test_failure_at_the_end_leaves_the_old_file(tmp_path, monkeypatch, function)
 
 def test_failed_save_leaves_the_old_parameters(saved, monkeypatch):
     folder, net = saved
-    old = (folder / 'last.params').read_bytes()
-    write = half_written(OSError('disk full'))
-    monkeypatch.setattr(params_file.nd, 'save', lambda path, arrays: write(path))
-    with pytest.raises(OSError, match='disk full'):
+    old = (folder / 'last.safetensors').read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(files.os, 'fsync', full)
+    with pytest.raises(OSError, match='last.safetensors'):
         storage.save_params(folder, 'last', net)
-    assert (folder / 'last.params').read_bytes() == old
-    assert sorted(os.listdir(folder)) == ['config.json', 'last.params']
+    assert (folder / 'last.safetensors').read_bytes() == old
+    assert sorted(os.listdir(folder)) == ['config.json', 'last.safetensors']
 
 
 SAVE_WITH_LITTLE_ROOM = '''
@@ -498,7 +588,7 @@ import os, resource, sys
 from runs import storage
 from test_run_folder import make_net
 folder = sys.argv[1]
-path = os.path.join(folder, 'large.params')
+path = os.path.join(folder, 'large.safetensors')
 storage.save_params(folder, 'large', make_net(num_recurrent_units=40))
 size = os.path.getsize(path)
 old = open(path, 'rb').read()
@@ -518,7 +608,7 @@ def test_file_that_does_not_fit_on_the_disk_leaves_the_old_parameters(tmp_path):
     result = subprocess.run([sys.executable, '-c', SAVE_WITH_LITTLE_ROOM, str(tmp_path)], capture_output=True,
                             text=True, timeout=60, env={**os.environ, 'PYTHONPATH': path})
     assert result.stdout.splitlines() == ['refused', 'kept'] * 3, result.stderr[-2000:]
-    assert os.listdir(tmp_path) == ['large.params']
+    assert os.listdir(tmp_path) == ['large.safetensors']
 
 
 @pytest.mark.parametrize('content', [b'new', lambda path: Path(path).write_bytes(b'new')], ids=['bytes', 'callable'])

@@ -21,6 +21,7 @@ import pytest
 from mxnet import nd
 from mxnet.gluon import HybridBlock
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import core
 import sample
@@ -86,7 +87,8 @@ def config_of(folder):
 def test_run_folder_is_complete(run, request):
     run = request.getfixturevalue(run)
     files = sorted(path.name for path in run.folder.iterdir() if not path.name.startswith('events.out.tfevents.'))
-    assert files == sorted(['config.json', 'last.params', 'best.params', 'checkpoint.params', 'fallback.params', *GIFS])
+    parameters = [f'{name}.safetensors' for name in ('best', 'last', 'checkpoint', 'fallback')]
+    assert files == sorted(['config.json', *parameters, *GIFS])
     assert len(list(run.folder.iterdir())) == len(files) + 1  # one event file
     for name in GIFS:
         pictures = frames(run.folder / name)
@@ -109,7 +111,7 @@ def test_config(run, seen, request):
         'python': '.'.join(map(str, sys.version_info[:3])),
         **{name: metadata.version(name) for name in ('mxnet', 'numpy', 'mxboard', 'pillow')}}
     validation = config['validation']
-    assert validation['unit'] == 'nats' and validation['parameters'] == 'best.params'
+    assert validation['unit'] == 'nats' and validation['parameters'] == 'best.safetensors'
     assert validation['num_images'] == 20  # the last sixth of 120
     assert validation['bound'] == pytest.approx(validation['reconstruction'] + validation['kl'])
     assert 0 < validation['kl'] < validation['bound'] < 600  # 784 * log(2) = 543 without training
@@ -122,10 +124,12 @@ def test_command_in_config_runs_again(plain_run):
 
 
 @pytest.mark.parametrize('name', ['best', 'last'])
-def test_mxnet_reads_the_parameters(attention_run, name):
+def test_safetensors_reads_the_parameters(attention_run, name):
     net = storage.build_net(config_of(attention_run.folder)['arguments'])
-    net.load_parameters(str(attention_run.folder / f'{name}.params'))
-    assert all(np.isfinite(parameter.data().asnumpy()).all() for parameter in net.collect_params().values())
+    arrays = load_file(attention_run.folder / f'{name}.safetensors')
+    assert {name: array.shape for name, array in arrays.items()} == {
+        name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
+    assert all(np.isfinite(array).all() for array in arrays.values())
 
 
 def test_images_that_are_not_square(workplace):
@@ -152,7 +156,7 @@ def test_binarizations(workplace):
         assert train_mnist.main([*TINY, '--binarization', binarization, '--logdir', binarization]) == 0
         folder = only_folder(binarization)
         assert config_of(folder)['arguments']['binarization'] == binarization
-        parameters[(folder / 'last.params').read_bytes()] = binarization
+        parameters[(folder / 'last.safetensors').read_bytes()] = binarization
     assert len(parameters) == 3  # each trains on other pixels
 
 
@@ -169,14 +173,14 @@ def test_run_ends_with_the_best_parameters(workplace, monkeypatch):
     assert config_of(folder)['validation']['bound'] == 8
     best, _, _ = storage.load_net(folder, [mx.cpu()])
     np.testing.assert_array_equal(at_the_end[0], best.z_to_dec.weight.data().asnumpy())
-    assert (folder / 'best.params').read_bytes() != (folder / 'last.params').read_bytes()
+    assert (folder / 'best.safetensors').read_bytes() != (folder / 'last.safetensors').read_bytes()
     sample.main([str(folder), '-n', '10', '-o', 'out'])
     assert content('out') == {name: (folder / name).read_bytes() for name in GIFS}
 
 
 def test_same_command_gives_the_same_bytes(attention_run, tmp_path_factory):
     again = train(new_folder(tmp_path_factory), ATTENTION)
-    for name in ('best.params', 'last.params', *GIFS):
+    for name in ('best.safetensors', 'last.safetensors', *GIFS):
         assert (again.folder / name).read_bytes() == (attention_run.folder / name).read_bytes(), name
     assert config_of(again.folder)['validation'] == config_of(attention_run.folder)['validation']
 
@@ -184,7 +188,7 @@ def test_same_command_gives_the_same_bytes(attention_run, tmp_path_factory):
 def test_another_seed_gives_another_run(attention_run, workplace):
     assert train_mnist.main([*ATTENTION, '--seed', '1']) == 0
     other = only_folder('results')
-    assert (other / 'best.params').read_bytes() != (attention_run.folder / 'best.params').read_bytes()
+    assert (other / 'best.safetensors').read_bytes() != (attention_run.folder / 'best.safetensors').read_bytes()
 
 
 def test_initial_parameters_depend_on_the_seed_alone(workplace, monkeypatch):
@@ -214,7 +218,7 @@ def test_two_trainings_at_the_same_moment(workplace):
     folders = list(Path('results').iterdir())
     assert len(folders) == 2
     for folder in folders:
-        assert {'config.json', 'best.params', 'last.params', *GIFS} < set(os.listdir(folder))
+        assert {'config.json', 'best.safetensors', 'last.safetensors', *GIFS} < set(os.listdir(folder))
         assert len(list(folder.glob('events.out.tfevents.*'))) == 1
 
 
@@ -432,7 +436,7 @@ def test_ctrl_c_before_the_first_step(workplace, monkeypatch, capsys, module, na
     except KeyboardInterrupt:  # left alone it would end the test session
         pytest.fail('main lets the KeyboardInterrupt through')
     assert code == 130
-    assert 'last.params' not in ''.join(capsys.readouterr())  # there is none
+    assert 'last.safetensors' not in ''.join(capsys.readouterr())  # there is none
 
 
 def test_bound_that_is_not_finite_keeps_the_best_parameters(workplace, monkeypatch, capsys):
@@ -440,16 +444,16 @@ def test_bound_that_is_not_finite_keeps_the_best_parameters(workplace, monkeypat
 
     def diverge(training, x):
         if training.seen == 64:
-            best.append((only_folder('results') / 'best.params').read_bytes())
+            best.append((only_folder('results') / 'best.safetensors').read_bytes())
             training.args.learning_rate = 1e30
-        step(training, x)
+        return step(training, x)
 
     monkeypatch.setattr(train_mnist.Training, 'step', diverge)
     assert train_mnist.main([*TINY, '-t', '320']) == 1
     err = capsys.readouterr().err
     assert 'not finite' in err and 'Traceback' not in err
     folder = only_folder('results')
-    assert [(folder / 'best.params').read_bytes()] == best
+    assert [(folder / 'best.safetensors').read_bytes()] == best
     net = storage.build_net(config_of(folder)['arguments'])
     net.initialize()
     storage.load_params(folder, 'last', net)  # refuses numbers that are not finite
@@ -465,7 +469,7 @@ def test_huge_learning_rate(workplace, capsys):
     assert 'not finite' in result.stderr.splitlines()[-1] and '--learning_rate' in result.stderr.splitlines()[-1]
     assert 'Traceback' not in result.stderr
     folder = only_folder('results')
-    assert not list(folder.glob('*.params'))
+    assert not list(folder.glob('*.safetensors'))
     assert 'saved' not in result.stderr  # nothing was
     assert str(folder) in refusal(capsys, sample.main, folder)
 
@@ -651,7 +655,7 @@ def test_gifs_of_the_run_are_the_default_samples(attention_run, tmp_path):
     assert result.returncode == 0, result.stderr
     assert content(tmp_path) == {name: (attention_run.folder / name).read_bytes() for name in GIFS}
     assert len(set(content(tmp_path).values())) == 10
-    assert 'best.params' in result.stdout and 'reconstruction' not in result.stdout
+    assert 'best.safetensors' in result.stdout and 'reconstruction' not in result.stdout
 
 
 @pytest.fixture
@@ -678,12 +682,17 @@ def rewrite(name, change):
 
 
 def foreign_parameters(folder):
-    nd.save(str(folder / 'best.params'), {'dense0.weight': nd.ones((3, 4))})
+    save_file({'dense0.weight': np.ones((3, 4), np.float32)}, folder / 'best.safetensors')
 
 
 def remove_parameters(folder):
-    for path in folder.glob('*.params'):
+    for path in folder.glob('*.safetensors'):
         path.unlink()
+
+
+def earlier_version(folder):
+    for path in folder.glob('*.safetensors'):
+        path.rename(path.with_suffix('.params'))
 
 
 BAD_RUNS = {
@@ -703,13 +712,13 @@ BAD_RUNS = {
     'config without attention': lambda folder: change_arguments(folder, attention=False),
     'config with text for a size': lambda folder: change_arguments(folder, latent_dim='4'),
     'config with a large window': lambda folder: change_arguments(folder, write_size=29),
-    'parameters cut short': rewrite('best.params', lambda content: content[:-1]),
-    'parameters empty': rewrite('best.params', lambda content: b''),
-    'parameters too long': rewrite('best.params', lambda content: content + b'\0'),
-    'parameters random': rewrite('best.params', lambda content: np.random.default_rng(0).bytes(len(content))),
+    'parameters cut short': rewrite('best.safetensors', lambda content: content[:-1]),
+    'parameters empty': rewrite('best.safetensors', lambda content: b''),
+    'parameters too long': rewrite('best.safetensors', lambda content: content + b'\0'),
+    'parameters random': rewrite('best.safetensors', lambda content: np.random.default_rng(0).bytes(len(content))),
     'parameters of something else': foreign_parameters,
-    'parameters with a huge name': rewrite('best.params', lambda content: content.replace(
-        (7).to_bytes(8, 'little') + b'h_enc_0', b'\xff' * 8 + b'h_enc_0'))}
+    'parameters with a huge header': rewrite('best.safetensors', lambda content: b'\xff' * 8 + content[8:]),
+    'parameters of an earlier version': earlier_version}
 
 
 @pytest.mark.parametrize('damage', BAD_RUNS.values(), ids=BAD_RUNS)

@@ -16,6 +16,7 @@ from system import cli
 import mxnet as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import train_mnist
 from dataset import stream
@@ -55,14 +56,14 @@ def launched(num_workers, *argv, options=(), **kwargs):
 def assert_same_parameters(folder, other, name):
     """To float tolerance: Adam moves a weight whose gradient is nearly 0 by its rounding errors too, but 20 steps of
     0.01 take a weight up to 0.2 away."""
-    ours, theirs = (mx.nd.load(str(path / name)) for path in (folder, other))
+    ours, theirs = (load_file(path / name) for path in (folder, other))
     for key in theirs:
-        difference = np.abs(ours[key].asnumpy() - theirs[key].asnumpy())
+        difference = np.abs(ours[key] - theirs[key])
         assert difference.max() < 2e-4 and difference.mean() < 2e-7, (key, difference.max(), difference.mean())
 
 
 def assert_close(folder, other):
-    for name in ('last.params', 'best.params'):
+    for name in ('last.safetensors', 'best.safetensors'):
         assert_same_parameters(folder, other, name)
     validation, expected = (storage.read_config(path)['validation'] for path in (folder, other))
     assert validation['num_images'] == expected['num_images']
@@ -95,7 +96,7 @@ def wait_for(condition, seconds=60):
 
 
 def checkpoints():
-    return list(Path('results').glob('2*/checkpoint.params'))
+    return list(Path('results').glob('2*/checkpoint.safetensors'))
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def test_two_cpu_contexts_train_as_one(workplace, attention, kvstore):
     one = train(*attention, logdir='one')
     two, again = (train(*attention, '--cpu_contexts', '2', '--kvstore', kvstore, logdir=name) for name in ('two', '2'))
     assert_close(two, one)
-    assert (two / 'last.params').read_bytes() == (again / 'last.params').read_bytes()
+    assert (two / 'last.safetensors').read_bytes() == (again / 'last.safetensors').read_bytes()
 
 
 @pytest.mark.parametrize('num_workers, more', [(2, ['--attention']), (4, []), (2, ['--cpu_contexts', '2'])], ids=str)
@@ -156,7 +157,7 @@ def test_resume_with_another_number_of_workers(workplace):
     assert done.returncode == 0, done.stderr
     assert train_mnist.main(['--resume', str(folder), '-t', '320', '--kvstore', 'local', '--cpu_contexts', '2']) == 0
     assert [sitting['samples_seen'] for sitting in storage.read_config(folder)['resumed']] == [96, 192]
-    assert_same_parameters(folder, whole, 'last.params')
+    assert_same_parameters(folder, whole, 'last.safetensors')
 
 
 class Alike:
@@ -204,8 +205,8 @@ def test_death_of_one_ends_all_and_resume_goes_on(workplace, victim):
 
 def workers_seen(folder):
     """Samples seen at the checkpoint in `folder`."""
-    shapes = re.search(rb'"samples_seen": (\d+)', (folder / 'checkpoint.params').read_bytes())
-    return int(shapes.group(1))
+    seen = re.search(rb'samples_seen\\": (\d+)', (folder / 'checkpoint.safetensors').read_bytes())
+    return int(seen.group(1))
 
 
 def test_signal_stops_all_workers_at_one_step(workplace):
@@ -375,7 +376,7 @@ def test_run_from_before_the_new_arguments(workplace):
         del config['arguments'][name]
     storage.write_config(folder, config)
     assert train_mnist.main(['--resume', str(folder), '-t', '640']) == 0
-    assert_same_parameters(folder, train('--lr_decay', '0', '-t', '640', logdir='whole'), 'last.params')
+    assert_same_parameters(folder, train('--lr_decay', '0', '-t', '640', logdir='whole'), 'last.safetensors')
 
 
 # Arguments

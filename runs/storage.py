@@ -4,6 +4,7 @@ import errno
 import fcntl
 import glob
 import json
+import math
 import os
 import platform
 import reprlib
@@ -20,6 +21,7 @@ import core
 from dataset import stream
 from runs import params_file
 
+_MAX_SECONDS = 1e10  # of training, three centuries
 _GROUPS = 3  # of arrays in a checkpoint: the parameters, and Adam's mean and variance
 SIZES = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim')
 _MOST_NAMES = 5  # in a message
@@ -247,7 +249,7 @@ def save_checkpoint(folder, name, net, state, metadata):
 
 
 def load_checkpoint(folder, name, net):
-    """What `save_checkpoint` wrote, as (state, metadata), or None where there is none. Raises RunError.
+    """What `save_checkpoint` wrote, checked, as (state, metadata), or None where there is none. Raises RunError.
 
     The network need not be initialized: a checkpoint of another one is refused before memory is taken for it.
     """
@@ -257,7 +259,27 @@ def load_checkpoint(folder, name, net):
     names = {key: parameter.shape for key, parameter in parameters(net).items()}
     shapes = {f'{k}/{key}': shape for k in range(_GROUPS) for key, shape in names.items()}
     arrays, metadata = _read(path, net, shapes)
+    check_metadata(path, metadata)
     return [{key: arrays[f'{k}/{key}'] for key in names} for k in range(_GROUPS)], metadata
+
+
+def check_metadata(path, metadata):
+    """Raises RunError, naming the item, where the metadata is not what `Training.save_checkpoint` writes.
+
+    Whole numbers are below 2^53, so that floats hold them too; best_bound is null before the first validation.
+    """
+    def whole(value, least):
+        return type(value) is int and least <= value < 2 ** 53
+
+    valid = {'samples_seen': lambda value: whole(value, 1),
+             'num_updates': lambda value: whole(value, 1),
+             'best_bound': lambda value: value is None or type(value) is float and math.isfinite(value),
+             'seconds': lambda value: type(value) is float and 0 <= value <= _MAX_SECONDS,
+             'event_files': lambda value: isinstance(value, dict) and all(whole(size, 0) for size in value.values()),
+             'arguments': lambda value: isinstance(value, dict)}
+    for name, is_valid in valid.items():
+        if name not in metadata or not is_valid(metadata[name]):
+            raise RunError(f'{path} is damaged: its {name} is {reprlib.repr(metadata.get(name))}')
 
 
 def fall_back(folder, net):

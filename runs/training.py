@@ -1,4 +1,6 @@
 """One training of a network: the step, the optimizer, how far it has come, and what its checkpoint holds."""
+import reprlib
+
 import numpy as np
 from mxnet import autograd, gluon, nd
 
@@ -206,5 +208,7 @@ def read_checkpoint(folder, name, net, args):
     for key, value in arguments_of(args).items():
         if key not in MAY_CHANGE and metadata['arguments'].get(key) != value:
             raise storage.RunError(f'{folder}/config.json was changed: {key} is {value!r}, but '
-                                   f'{metadata["arguments"].get(key)!r} in the checkpoint')
+                                   f'{reprlib.repr(metadata["arguments"].get(key))} in the checkpoint')
+    if metadata['best_bound'] is not None:
+        storage.read_params(folder, 'best', net)  # the end of the run needs it
     return checkpoint

@@ -1,6 +1,7 @@
 """Runs that survive: exact resume, signals, crashes, full disks, two trainings of one folder."""
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,6 +20,7 @@ import sample
 import train_mnist
 from runs import storage
 from runs.arguments import MAY_CHANGE
+from test_run_folder import pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 300
@@ -93,7 +95,7 @@ def test_resumed_run_ends_as_one_that_was_never_stopped(workplace, monkeypatch, 
     assert_same_files(stopped, whole, [*FILES, 'sample_0.gif'])
     for left, right in zip(checkpoint(stopped)[0], checkpoint(whole)[0]):  # Adam's moments too
         for name, array in left.items():
-            np.testing.assert_array_equal(array.asnumpy(), right[name].asnumpy(), err_msg=name)
+            np.testing.assert_array_equal(array, right[name], err_msg=name)
     configs = [storage.read_config(folder) for folder in (stopped, whole)]
     assert configs[0]['validation'] == configs[1]['validation']
     assert configs[0]['resumed'] == [{'command': f'train_mnist.py --resume {stopped}',
@@ -159,6 +161,107 @@ def test_best_parameters_are_missed_before_work_starts(workplace, capsys):
     folder = train('-t', '64')
     (folder / 'best.safetensors').unlink()
     assert 'best.safetensors' in refusal(capsys, '--resume', folder, '-t', '128')
+
+
+GOOD = {'samples_seen': 64, 'num_updates': 4, 'best_bound': 90.5, 'seconds': 1.5, 'event_files': {'events': 100},
+        'arguments': {}}
+FLOATS = (True, '1', [], {}, 3, 10 ** 400, float('nan'), float('-inf'))
+BAD_METADATA = [
+    *({key: value} for key in ('samples_seen', 'num_updates') for value in (
+        0, -1, 2 ** 53, 2 ** 63, 10 ** 400, 1., float('inf'), float('nan'), True, '1', None, [1], {})),
+    *({'best_bound': value} for value in (*FLOATS, float('inf'))),
+    *({'seconds': value} for value in (*FLOATS, float('inf'), None, -1., 1e11, 1e308)),
+    *({'event_files': value} for value in (
+        None, 3, [], 'text', {'e': -1}, {'e': 1.5}, {'e': 2 ** 63}, {'e': 10 ** 400}, {'e': None}, {'e': True})),
+    *({'arguments': value} for value in (None, 3, [], 'text'))]
+
+
+@pytest.mark.parametrize('change', BAD_METADATA, ids=lambda change: str(change)[:40])
+def test_metadata_out_of_range(change):
+    with pytest.raises(storage.RunError, match=f'its {next(iter(change))} is') as caught:
+        storage.check_metadata('checkpoint', {**GOOD, **change})
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 200
+
+
+def test_metadata_in_range():
+    largest = {'samples_seen': 2 ** 53 - 1, 'num_updates': 2 ** 53 - 1, 'best_bound': None, 'seconds': 0.,
+               'event_files': {}}
+    for change in ({}, largest, {'best_bound': -1e308}):
+        storage.check_metadata('checkpoint', {**GOOD, **change})
+    for name in GOOD:
+        with pytest.raises(storage.RunError, match=name):
+            storage.check_metadata('checkpoint', {key: value for key, value in GOOD.items() if key != name})
+
+
+@pytest.mark.parametrize('change', [{'samples_seen': 2 ** 62}, {'num_updates': 10 ** 400}, {'seconds': 1e300},
+                                    {'event_files': {'e': 2 ** 64}}], ids=lambda change: next(iter(change)))
+def test_checkpoint_with_a_valid_checksum_and_odd_metadata(workplace, capsys, change):
+    folder = train('-t', '32')
+    path = folder / 'checkpoint.safetensors'
+    header, numbers = unpack(path)
+    pack(path, [('__metadata__', {'draw': json.dumps({**json.loads(header[0][1]['draw']), **change})}), *header[1:]],
+         numbers)
+    err = refusal(capsys, '--resume', folder)
+    assert 'checkpoint.safetensors' in err and next(iter(change)) in err
+
+
+@pytest.mark.parametrize('constant', ['NaN', 'Infinity', '-Infinity'])
+def test_checkpoint_with_numbers_that_json_does_not_have(workplace, capsys, constant):
+    folder = train('-t', '32')
+    header, numbers = unpack(folder / 'checkpoint.safetensors')
+    text = re.sub(r'("seconds": )[^,]+', rf'\g<1>{constant}', header[0][1]['draw'])
+    assert f'"seconds": {constant},' in text
+    pack(folder / 'checkpoint.safetensors', [('__metadata__', {'draw': text}), *header[1:]], numbers)
+    assert constant in refusal(capsys, '--resume', folder)
+
+
+def test_checkpoint_before_the_first_validation(workplace, monkeypatch):
+    """There is no best bound yet, which JSON calls null."""
+    argv = ['-t', '128', '-f', '128', '--checkpoint_freq', '32']
+    whole = train(*argv, logdir='whole')
+    with monkeypatch.context() as patch:
+        stop_after(patch, 64)
+        with pytest.raises(Killed):
+            train(*argv)
+    folder = only_folder('results')
+    assert checkpoint(folder)[1]['best_bound'] is None and not (folder / 'best.safetensors').exists()
+    assert resume(folder) == 0
+    assert_same_files(folder, whole)
+
+
+RESUME_WITH_LITTLE_MEMORY = '''
+import resource, sys
+sys.path.insert(0, sys.argv.pop(1))
+from system import devices
+import mxnet as mx
+import train_mnist
+mx.nd.ones(1).asnumpy()
+pages = int(open('/proc/self/statm').read().split()[0])
+limit = pages * resource.getpagesize() + 2 ** 29
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(train_mnist.main())
+'''
+
+
+@pytest.mark.parametrize('size', [2 ** 14, 2 ** 16])
+def test_config_of_a_huge_network_takes_no_memory(workplace, size):
+    folder = train('-t', '32')
+    config = storage.read_config(folder)
+    config['arguments']['num_recurrent_units'] = size
+    storage.write_config(folder, config)
+    done = subprocess.run([sys.executable, '-c', RESUME_WITH_LITTLE_MEMORY, ROOT, '--resume', folder],
+                          capture_output=True, text=True, timeout=TIME_OUT)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-2000:]
+    assert 'does not fit the config.json' in done.stderr
+
+
+def test_run_of_an_earlier_version(workplace, capsys):
+    folder = train('-t', '32')
+    for path in folder.glob('*.safetensors'):
+        path.rename(path.with_suffix('.params'))
+    before = sorted(os.listdir(folder))
+    assert 'the format of earlier versions' in refusal(capsys, '--resume', folder)
+    assert sorted(os.listdir(folder)) == before
 
 
 # TensorBoard

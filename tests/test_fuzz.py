@@ -1,6 +1,10 @@
-"""Files that are damaged or hostile: thousands of mutations of each kind end in one line, or do no harm."""
+"""Files that are damaged or hostile: mutations of each kind end in one line, or do no harm.
+
+A hundred of each kind, and a thousand with `pytest -m exhaustive`.
+"""
 import gzip
 import io
+import json
 import os
 import resource
 import shutil
@@ -17,9 +21,8 @@ import train_mnist
 from dataset import mnist, stream
 from idx import write_mnist
 from runs import log, storage
-from test_run_folder import sign
+from test_run_folder import pack, sign, unpack
 
-MUTATIONS = 1000  # of each kind
 SIZES = ['-s', '2', '-u', '4', '-l', '2', '-b', '8', '-t', '8', '-v', '4']
 NUMBERS = [struct.pack(layout, number) for layout in ('<Q', '<I', '>I')
            for number in (0, 1, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1)] + [b'\xff' * 8, struct.pack('<Q', 2 ** 63)]
@@ -47,6 +50,12 @@ def mutate(content, rng):
     return content
 
 
+@pytest.fixture(params=[100, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def mutations(request):
+    """How many of each kind."""
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def no_memory_is_taken():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -70,7 +79,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_mnist, '_run_in', lambda *args: 0)  # what comes before the work is under test
+    for work in ('train', 'finish'):  # what comes before is under test
+        monkeypatch.setattr(train_mnist, work, lambda *args: None)
     monkeypatch.setenv('DRAW_MNIST_MIRROR', 'http://127.0.0.1:9/')
     monkeypatch.setenv('no_proxy', '*')
     monkeypatch.chdir(tmp_path)
@@ -103,29 +113,80 @@ def resume(folder):
 
 @pytest.mark.parametrize('name, script', [('best.safetensors', paint), ('checkpoint.safetensors', resume)])
 @pytest.mark.parametrize('signed', [False, True])
-def test_parameter_files(run, name, script, signed):
-    """With the checksum made right again the parser behind it is reached."""
+def test_parameter_files(run, mutations, name, script, signed):
+    """With the checksum made right again what is behind it is reached."""
     rng, path = np.random.default_rng(0), run / name
     whole, refused = path.read_bytes(), 0
-    for k in range(MUTATIONS):
+    for k in range(mutations):
         content = mutate(whole, rng)
         path.write_bytes(content)
         if signed:
             sign(path)
         refused += (answer := script(run))
         assert answer or signed or content == whole, k
-    assert refused > 0.8 * MUTATIONS
+    assert refused > 0.8 * mutations
+
+
+ODD = [0, 1, 2, -1, 8, 2 ** 31, 2 ** 53, 2 ** 62, 2 ** 63, 2 ** 64 - 1, 2 ** 64, 10 ** 400, 1.5, 1e308, float('nan'),
+       float('inf'), None, True, 'F32', 'F16', 'BF16', 'F64', 'I8', 'text', '\n', '\ud800', '\0', '', [], [[]], {},
+       {'a': {}}, [0], [0, 0], [1, 1], [2 ** 63, 2], [2 ** 32, 2 ** 32], [-1, 4], [0, 2 ** 63], list(range(99))]
+
+
+def change_at_random(value, rng):
+    """A JSON value with one change somewhere in it."""
+    odd = ODD[rng.integers(len(ODD))]
+    if not value or not isinstance(value, (dict, list)) or rng.random() < 0.1:
+        return value + int(rng.integers(-8, 9)) if type(value) is int and rng.random() < 0.5 else odd
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    key, other = (keys[rng.integers(len(keys))] for _ in range(2))
+    changed = value.copy()
+    changed[key] = value[other] if rng.random() < 0.2 else change_at_random(value[key], rng)
+    return changed
+
+
+def change_header(header, rng):
+    """The header of a parameter file, where an array is another, has another name, stands twice, or not at all."""
+    at, other = (int(k) for k in rng.integers(len(header), size=2))
+    key, value = header[at]
+    kind = rng.integers(5)
+    if kind == 0:
+        return [*header[:other], header[at], *header[other:]]
+    if kind == 1:
+        return [*header[:at], *header[at + 1:]]
+    if kind == 2:
+        key = [header[other][0], f'{key} ', '', '\ud800', 'x' * 10000][rng.integers(5)]
+    else:
+        value = header[other][1] if kind == 3 else change_at_random(value, rng)
+    return [*header[:at], (key, value), *header[at + 1:]]
+
+
+@pytest.mark.parametrize('name, script', [('best.safetensors', paint), ('checkpoint.safetensors', resume)])
+def test_headers_of_parameter_files(run, mutations, name, script):
+    """The checksum is right, and the header is JSON: other types, shapes, places, names and metadata."""
+    rng, path = np.random.default_rng(6), run / name
+    whole, numbers = unpack(path)
+    metadata, refused = json.loads(whole[0][1]['draw']), 0
+    for k in range(mutations):
+        header = whole
+        if k % 3 == 0:
+            header = [('__metadata__', {'draw': json.dumps(change_at_random(metadata, rng))}), *whole[1:]]
+        else:
+            for _ in range(rng.integers(1, 4)):
+                header = change_header(header, rng)
+        pack(path, header, numbers[:-4] if rng.random() < 0.05 else numbers)
+        refused += script(run)
+    assert refused > 0.8 * mutations
 
 
 @pytest.mark.parametrize('script', [paint, resume])
-def test_config(run, script):
+def test_config(run, mutations, script):
     rng, path = np.random.default_rng(1), run / 'config.json'
     whole = path.read_bytes()
     refused = 0
-    for _ in range(MUTATIONS):
+    for _ in range(mutations):
         path.write_bytes(mutate(whole, rng))
         refused += script(run)
-    assert refused > 0.5 * MUTATIONS
+    assert refused > 0.5 * mutations
 
 
 WORDS = [b'0', b'-1', b'1.5', b'1e999', b'NaN', b'null', b'true', b'[]', b'{}', b'"text"', b'"\\n"', b'65536', b'65537',
@@ -133,11 +194,11 @@ WORDS = [b'0', b'-1', b'1.5', b'1e999', b'NaN', b'null', b'true', b'[]', b'{}', 
 
 
 @pytest.mark.parametrize('script', [paint, resume])
-def test_config_with_other_values(run, script):
+def test_config_with_other_values(run, mutations, script):
     """The text stays JSON: other values for the keys."""
     rng, path = np.random.default_rng(2), run / 'config.json'
     lines = path.read_bytes().split(b'\n')
-    for _ in range(MUTATIONS):
+    for _ in range(mutations):
         changed = list(lines)
         for _ in range(rng.integers(1, 3)):
             at = rng.integers(len(lines))
@@ -150,7 +211,7 @@ def test_config_with_other_values(run, script):
 
 
 @pytest.mark.parametrize('suffix', ['', '.gz'])
-def test_images(runs, tmp_path, suffix):
+def test_images(runs, tmp_path, mutations, suffix):
     rng = np.random.default_rng(3)
     (tmp_path / 'data').mkdir()
     write_mnist(tmp_path / 'data', num_train=12, num_test=6, size=(5, 7))
@@ -161,7 +222,7 @@ def test_images(runs, tmp_path, suffix):
         (tmp_path / 'data' / name).write_bytes(content)
     path = tmp_path / 'data' / f'{name}{suffix}'
     whole, refused = path.read_bytes(), 0
-    for _ in range(MUTATIONS):
+    for _ in range(mutations):
         path.write_bytes(mutate(whole, rng))
         try:
             splits = stream.load('mnist', str(tmp_path / 'data'), (5, 7))
@@ -171,18 +232,18 @@ def test_images(runs, tmp_path, suffix):
         else:
             assert {images.shape[1:] for images in splits.values()} == {(35,)}
             assert {images.dtype for images in splits.values()} == {np.dtype('uint8')}
-    assert refused > 0.5 * MUTATIONS
+    assert refused > 0.5 * mutations
 
 
-def test_event_files(run):
+def test_event_files(run, mutations):
     """They are never read; a resumed run cuts them to their size at the checkpoint at most."""
     rng = np.random.default_rng(4)
     path, = run.glob('events.out.tfevents.*')
     whole = path.read_bytes()
     net = storage.build_net(storage.read_config(run)['arguments'])
     sizes = storage.load_checkpoint(run, 'checkpoint', net)[1]['event_files']
-    assert list(sizes) == [path.name] and sizes[path.name] < len(whole)  # the end of the run was logged after it
-    for _ in range(MUTATIONS):
+    assert list(sizes) == [path.name] and sizes[path.name] <= len(whole)
+    for _ in range(mutations):
         content = mutate(whole, rng)
         path.write_bytes(content)
         log.rewind(run, sizes)
@@ -201,12 +262,12 @@ DAMAGES = [  # of the free path in a run folder; content is that of another file
     lambda path, content, plain: shutil.copy(plain, path) if plain.exists() else None]
 
 
-def test_run_folders(runs, run):
+def test_run_folders(runs, run, mutations):
     """Files that are missing, swapped, of the other run, links, folders or pipes."""
     rng, refused = np.random.default_rng(5), 0
     names = ['config.json', 'events.out.tfevents.1.x',
              *(f'{name}.safetensors' for name in ('best', 'last', 'checkpoint'))]
-    for _ in range(MUTATIONS // 2):  # for each of two scripts
+    for _ in range(mutations // 2):  # for each of two scripts
         shutil.rmtree(run)
         shutil.copytree(runs / 'attention', run)
         path, other = (run / names[k] for k in rng.choice(len(names), 2, replace=False))
@@ -215,7 +276,7 @@ def test_run_folders(runs, run):
         DAMAGES[rng.integers(len(DAMAGES))](path, content, runs / 'plain' / path.name)
         for script in (paint, resume):
             refused += script(run)
-    assert refused > 0.2 * MUTATIONS
+    assert refused > 0.2 * mutations
 
 
 def test_a_fuzzed_network_is_still_whole(runs):

@@ -3,7 +3,6 @@ import contextlib
 import inspect
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -20,7 +19,6 @@ import numpy as np
 import pytest
 from mxnet import nd
 from mxnet.gluon import HybridBlock
-from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import core

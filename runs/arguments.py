@@ -91,7 +91,7 @@ def _resumed_args(parser, folder, argv):
     known = vars(parser.parse_args([]))
     for name, value in arguments.items():
         if name not in known or isinstance(value, bool) != isinstance(known[name], bool) or not (
-                value is None or isinstance(value, (bool, int, float, str))):
+                value is known[name] is None or isinstance(value, (bool, int, float, str))):
             parser.error(f'{name!r}: {value!r} is no argument of a run')
     # As text, so that argparse checks a stored value as it checks a flag; choices it checks in flags alone.
     parser.set_defaults(**{name: value if value is None or isinstance(value, bool) else str(value)

@@ -102,8 +102,10 @@ def read_config(folder):
         if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f'sizes out of range: {sizes}')
         if not (arguments['dataset'] in stream.DATASETS and arguments['binarization'] in stream.BINARIZATIONS
-                and isinstance(arguments['data_dir'], str)):
+                and b'\0' not in os.fsencode(arguments['data_dir'])):
             raise ValueError('no such data set')
+        if not (isinstance(config.get('resumed', []), list) and isinstance(config.get('validation', {}), dict)):
+            raise ValueError('resumed is no list, or validation no object')
     except OSError as error:
         found = glob.glob(os.path.join(glob.escape(folder), '*', 'config.json'))
         inside = sorted(os.path.dirname(path) for path in found)

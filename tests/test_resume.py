@@ -152,6 +152,14 @@ def test_config_changed_behind_the_run_is_refused(workplace, capsys):
     assert 'seed' in refusal(capsys, '--resume', folder)
 
 
+@pytest.mark.parametrize('name', ['sync_timeout', 'num_train_samples', 'learning_rate', 'seed', 'logdir', 'dataset'])
+def test_null_in_the_place_of_an_argument(workplace, capsys, name):
+    folder = train('-t', '32')
+    config = storage.read_config(folder)
+    storage.write_config(folder, {**config, 'arguments': {**config['arguments'], name: None}})
+    assert 'config.json' in refusal(capsys, '--resume', folder)
+
+
 @pytest.mark.parametrize('name', ['nowhere', 'data', 'data/train-images-idx3-ubyte.gz'])
 def test_resume_of_what_is_no_run(workplace, capsys, name):
     assert name in refusal(capsys, '--resume', name)

@@ -456,6 +456,15 @@ def test_config_with_a_wrong_size(tmp_path, key):
         assert str(tmp_path / 'config.json') in refusal(storage.load_net, tmp_path, mx.cpu()), size
 
 
+@pytest.mark.parametrize('change', [
+    {'arguments': {**ARGUMENTS, 'data_dir': '\ud800'}}, {'arguments': {**ARGUMENTS, 'data_dir': 'a\0b'}},
+    {'arguments': {**ARGUMENTS, 'data_dir': 3}}, {'arguments': {**ARGUMENTS, 'data_dir': None}}, {'resumed': {}},
+    {'resumed': None}, {'resumed': 'text'}, {'validation': []}, {'validation': None}], ids=str)
+def test_config_with_a_value_of_another_kind(tmp_path, change):
+    storage.write_config(tmp_path, {'arguments': ARGUMENTS, **change})
+    assert str(tmp_path / 'config.json') in refusal(storage.read_config, tmp_path)
+
+
 def test_config_with_a_window_larger_than_the_image(tmp_path):
     storage.write_config(tmp_path, {'arguments': {**ARGUMENTS, 'write_size': 4}})
     assert str(tmp_path / 'config.json') in refusal(storage.load_net, tmp_path, mx.cpu())

@@ -11,6 +11,8 @@ are scalar loops, and a product with ones (`_expand`) has a matrix product for a
 has a slow reduction. `FullyConnected` is the faster product with weights, `dot` with the constants of the filters.
 There is no 2-D `concat` inside the recurrence: it leaks memory under autograd.
 """
+import system  # noqa: F401  (before mxnet)
+
 import numpy as np
 from mxnet import init, nd
 from mxnet.gluon import HybridBlock, nn

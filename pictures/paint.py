@@ -2,6 +2,8 @@
 import collections
 import os
 
+import system  # noqa: F401  (before mxnet)
+
 import numpy as np
 from mxnet import gluon, nd
 

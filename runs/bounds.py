@@ -1,6 +1,8 @@
 """Likelihood bounds of images: the variational bound, and the importance-weighted one."""
 import copy
 
+import system  # noqa: F401  (before mxnet)
+
 import numpy as np
 from mxnet import gluon
 

@@ -1,6 +1,8 @@
 """One training of a network: the step, the optimizer, how far it has come, and what its checkpoint holds."""
 import reprlib
 
+import system  # noqa: F401  (before mxnet)
+
 import numpy as np
 from mxnet import autograd, gluon, nd
 

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from system import cli
+from system import cli, compat
 
 BATCH_SIZE = 64  # of a training, if not given; threads are shared out by it before the flags are read
 _IMAGES_PER_CONTEXT = 32  # at least: smaller parts of a batch cost more than a processor brings
@@ -29,11 +29,11 @@ def default_contexts(batch_size):
 
 
 def threads():
-    """Threads per context of the CPU, or None where the environment does not say. Raises ImportError."""
+    """Threads per context of the CPU, or None where the environment does not say. Raises compat.Unsupported."""
     for name in ('OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'):
         text = os.environ.get(name, '').split(',')[0].strip()  # OpenMP takes a list, for nested loops
         if text and not (text.isdecimal() and 0 < int(text) < 2 ** 15):
-            raise ImportError(f'the environment variable {name} must be a number of threads, not {text!r}')
+            compat.refuse(f'the environment variable {name} must be a number of threads, not {text!r}')
         if text:
             return int(text)
     return None

@@ -2,15 +2,17 @@
 import os
 import sys
 
-import numpy as np
-import pytest
-
-from idx import write_mnist
-
 os.environ['OMP_NUM_THREADS'] = '1'  # read once, when mxnet is imported; subprocesses inherit it
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ['PYTHONPATH'] = ROOT  # for `python -m` in subprocesses
 sys.path.insert(0, ROOT)
+
+import system  # noqa: E402, F401
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from idx import write_mnist  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

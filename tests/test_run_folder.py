@@ -472,8 +472,8 @@ def test_config_with_a_window_larger_than_the_image(tmp_path):
 
 LOAD_WITH_LITTLE_MEMORY = '''
 import resource, sys
-import mxnet as mx
 from runs import storage
+import mxnet as mx
 mx.nd.ones(1).asnumpy()
 pages = int(open('/proc/self/statm').read().split()[0])
 limit = pages * resource.getpagesize() + 2 ** 29

@@ -280,7 +280,7 @@ def by_hand(port, *lines):
     """A scheduler, a server and workers with these arguments, as the README says without the launcher."""
     common = {**os.environ, 'DMLC_PS_ROOT_URI': '127.0.0.1', 'DMLC_PS_ROOT_PORT': str(port), 'DMLC_NUM_SERVER': '1',
               'DMLC_NUM_WORKER': str(len(lines)), 'DMLC_NODE_HOST': '127.0.0.1'}
-    services = [subprocess.Popen([sys.executable, '-c', 'import mxnet'], env={**common, 'DMLC_ROLE': name})
+    services = [subprocess.Popen([sys.executable, '-c', 'import system, mxnet'], env={**common, 'DMLC_ROLE': name})
                 for name in ('scheduler', 'server')]
     started = [subprocess.Popen([sys.executable, ROOT / 'train_mnist.py', *argv], text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, env={**common, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': task})

@@ -3,11 +3,13 @@ import os
 import re
 import time
 
+import system  # noqa: F401  (before mxnet)
+
 import numpy as np
 from mxboard.event_file_writer import EventsWriter
 from mxboard.proto.event_pb2 import Event
 from mxboard.proto.summary_pb2 import HistogramProto, Summary
-from mxboard.summary import histogram_summary, image_summary, scalar_summary, text_summary
+from mxboard.summary import histogram_summary, image_summary, text_summary
 
 from pictures import paint, render
 
@@ -43,7 +45,8 @@ class Log:
         self._events.write_event(Event(wall_time=time.time(), step=seen, summary=summary))
 
     def _scalar(self, tag, value, seen):
-        self._add(scalar_summary(tag, float(value)), seen)
+        # Not mxboard's scalar_summary: it makes an array of the number, and NumPy 2.5 no number of an array.
+        self._add(Summary(value=[Summary.Value(tag=tag, simple_value=value)]), seen)
 
     def bound(self, split, seen, reconstruction, kl):
         """The negative variational bound and its two parts, in nats per image."""

@@ -22,6 +22,12 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog):
         super().__init__(prog, max_help_position=36, width=110)
 
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f'{", ".join(action.option_strings)} {value}'  # before Python 3.13, the value came after each name
+
     def _get_help_string(self, action):
         without = action.default is None or action.default is False or action.default is argparse.SUPPRESS
         return action.help if without else f'{action.help} (default: %(default)s)'

@@ -15,7 +15,7 @@ import warnings
 
 PYTHONS = '3.9', '3.13'  # the oldest and the newest that it was run with
 NEWEST_NUMPY = '2.5'  # a newer one may have dropped more of what MXNet looks up
-_PACKAGES = 'numpy', 'requests', 'mxnet', 'mxboard', 'PIL', 'tqdm'  # requirements.txt, by the names of the imports
+_PACKAGES = 'numpy', 'requests', 'mxnet', 'mxboard', 'safetensors', 'PIL', 'tqdm'  # requirements.txt, by the names of the imports
 
 
 class Unsupported(ImportError):
@@ -49,6 +49,8 @@ def check():
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
         refuse(f'this is {platform.system()} on {platform.machine()}; MXNet 1.9.1 needs Linux on x86_64: such a '
                 'machine, WSL, or a container for linux/amd64')
+    if sys.flags.optimize > 1:
+        refuse('python -OO (PYTHONOPTIMIZE=2) takes away the docstrings, which MXNet 1.9.1 needs: run it without')
     for name in _PACKAGES:
         if not importlib.util.find_spec(name):
             refuse(f'{python} has no {name}: source .venv/bin/activate, or install as README.md says')

@@ -23,7 +23,7 @@ from distributed import workers
 from pictures import paint
 from runs import storage
 from runs.arguments import OF_EACH_WORKER, arguments_of, parse_args
-from runs.log import Log, NoLog, rewind
+from runs.log import Log, NoLog
 from runs.training import NotFinite, Training, memory_needed, read_checkpoint
 
 _NUM_GIFS = 10
@@ -91,7 +91,6 @@ def validate(training, images, log, folder, bar):
     log.kl_per_step(training.seen, kl_t)
     log.pictures(training.net, images, training.seen, training.contexts)
     log.gradients(training.net, training.seen)
-    log.flush()
     bar.say(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
     training.save_params(folder, 'last')
     if bound < training.best_bound:
@@ -120,6 +119,7 @@ def finish(training, validation_images, log, folder, config, stop):
     config['validation'] = {
         'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl, 'unit': 'nats',
         'num_images': len(validation_images), 'parameters': 'best.safetensors', 'samples_seen': training.seen}
+    log.result(training.seen, config['validation'])
     samples = paint.paint(training.net, 0, training.contexts, num_samples=_NUM_GIFS)
     paint.write_gifs(training.net, samples, output_dir=folder, prefix='sample', scale=paint.SCALE)
     print(f'Negative variational bound of best.safetensors on all {len(validation_images):,} validation images: '
@@ -173,10 +173,9 @@ def run(args, contexts, group, command):
             else:
                 config.setdefault('resumed', []).append({'command': command, 'samples_seen': training.seen})
                 files.remove_unfinished(folder)
-                rewind(folder, checkpoint[1]['event_files'] if checkpoint else {})
                 storage.write_config(folder, config)
             print(f'Run folder: {folder}' + (f', from {training.seen:,} training samples on' if training.seen else ''))
-            log = Log(folder, config['arguments'])
+            log = Log(folder, config['arguments'], training.seen)
         try:
             with cli.Stop() as stop:
                 train(training, images, validation_images, log, folder, stop)

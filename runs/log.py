@@ -1,129 +1,234 @@
-"""What TensorBoard shows of a run, written with mxboard, against the number of training samples seen."""
+"""What TensorBoard shows of a run, against the number of training samples seen, and reading it back.
+
+Events lie in two folders, RUN/train and RUN/validation: TensorBoard draws what has the same name in one chart.
+"""
+import contextlib
+import io
 import os
 import re
+import struct
 import time
 
-import system  # noqa: F401  (before mxnet)
-
 import numpy as np
-from mxboard.event_file_writer import EventsWriter
-from mxboard.proto.event_pb2 import Event
-from mxboard.proto.summary_pb2 import HistogramProto, Summary
-from mxboard.summary import histogram_summary, image_summary, text_summary
+from google.protobuf.message import DecodeError
+from mxboard.proto.event_pb2 import Event, SessionLog
+from mxboard.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+from mxboard.proto.tensor_pb2 import TensorProto
+from mxboard.proto.types_pb2 import DT_STRING
+from mxboard.record_writer import masked_crc32c
+from PIL import Image
 
-from pictures import paint, render
+from pictures import paint
+from runs import storage
 
-_PREVIEW = 16  # samples and reconstructions per picture
+SPLITS = ('train', 'validation')
+# TensorBoard sorts the groups of charts by name and opens the first two: the curves, and then the pictures.
+_BOUND, _PICTURES, _KL_PER_STEP = 'nats_per_image', 'pictures', 'time_steps/kl'
+_OPTIMIZATION, _GRADIENTS = 'training', 'training_gradients'
+_LAYERS = {'read': 'read', 'enc': 'encoder', 'q': 'posterior', 'dec': 'decoder', 'write': 'write'}
+_PREVIEW = 6  # samples and reconstructions per picture
 _PREVIEW_SEED = 0  # the same noise at every moment, so that pictures compare
-_EVENT_FILE = re.compile(r'events\.out\.tfevents\.[\w.-]+')
+_EVENT_FILE = re.compile(r'events\.out\.tfevents\.(\d{6})')  # numbered: TensorBoard reads in the order of the names
+_NUM_BINS = 50
+
+
+class _EventFile:
+    """The events of one sitting of a run.
+
+    Written in the calling thread and handed to the operating system event by event, so that TensorBoard shows them at
+    once and a full disk ends in an OSError here. mxboard's SummaryWriter has a thread, which hangs then.
+    """
+
+    def __init__(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        numbers = [int(match[1]) for match in map(_EVENT_FILE.fullmatch, os.listdir(folder)) if match]
+        self._path = os.path.join(folder, f'events.out.tfevents.{max(numbers, default=0) + 1:06d}')
+        self._file = open(self._path, 'xb', buffering=0)  # noqa: SIM115
+
+    def write(self, **event):
+        content = Event(wall_time=time.time(), **event).SerializeToString()
+        length = struct.pack('<Q', len(content))
+        record = b''.join([length, struct.pack('<I', masked_crc32c(length)),
+                           content, struct.pack('<I', masked_crc32c(content))])
+        with self._named_errors():
+            while record:
+                record = record[self._file.write(record):]
+
+    def sync(self):
+        with self._named_errors():
+            os.fsync(self._file.fileno())
+
+    def close(self):
+        with contextlib.suppress(OSError):  # all that matters was synced
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self):
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._path
+            raise
 
 
 class Log:
-    """Curves, pictures and histograms of one run, in an event file of its own.
+    """Curves, pictures and histograms of one run, in two event files of its own.
 
-    It is written in the calling thread: mxboard's SummaryWriter keeps every number in memory, and its thread hangs
-    the program when the disk is full.
+    All methods but `close` raise an OSError that names the file, on a full disk for instance.
 
     Parameters
     ----------
     folder : str
     arguments : dict
         The run's arguments, written as a table.
+    seen : int
+        Training samples seen in the checkpoint that the run goes on from, 0 for a new run.
     """
 
-    def __init__(self, folder, arguments):
-        self._folder, self._arguments = folder, arguments
-        self._events = EventsWriter(os.path.join(folder, 'events'), verbose=False)
-        self._events.init_with_suffix(f'.{time.time_ns()}')  # TensorBoard reads in the order of the names
-        table = ['| argument | value |', '|---|---|'] + [f'| {name} | {value} |' for name, value in arguments.items()]
-        summary = text_summary('configuration', '\n'.join(table))
-        summary.value[0].tag = 'configuration'  # add_text of mxboard 0.1.0 forgets it, and TensorBoard then fails
-        # First of all: TensorBoard drops what was written before a text with a lower step.
-        self._add(summary, 0)
+    def __init__(self, folder, arguments, seen=0):
+        self._files = {}
+        try:
+            for split in SPLITS:
+                file = self._files[split] = _EventFile(os.path.join(folder, split))
+                file.write(file_version='brain.Event:2')
+                # Readers drop what an earlier sitting logged after the checkpoint that this one goes on from.
+                file.write(step=seen + 1, session_log=SessionLog(status=SessionLog.START))
+            self._table('train', 'configuration', seen, ('argument', 'value'), arguments)
+        except OSError:
+            self.close()
+            raise
 
-    def _add(self, summary, seen):
-        self._events.write_event(Event(wall_time=time.time(), step=seen, summary=summary))
+    def _add(self, split, tag, seen, **value):
+        self._files[split].write(step=seen, summary=Summary(value=[Summary.Value(tag=tag, **value)]))
 
-    def _scalar(self, tag, value, seen):
-        # Not mxboard's scalar_summary: it makes an array of the number, and NumPy 2.5 no number of an array.
-        self._add(Summary(value=[Summary.Value(tag=tag, simple_value=value)]), seen)
+    def _histogram(self, split, tag, seen, counts, edges, **sums):
+        # The first bucket ends at the left edge.
+        histogram = HistogramProto(min=edges[0], max=edges[-1], bucket=[0, *counts], bucket_limit=edges, **sums)
+        self._add(split, tag, seen, histo=histogram)
+
+    def _table(self, split, tag, seen, head, rows):
+        lines = [' | '.join(str(cell).replace('|', r'\|') for cell in row)
+                 for row in (head, ('---',) * len(head), *rows.items())]
+        # Not all paths can be encoded.
+        tensor = TensorProto(dtype=DT_STRING, string_val=['\n'.join(lines).encode(errors='backslashreplace')])
+        metadata = SummaryMetadata(plugin_data=[SummaryMetadata.PluginData(plugin_name='text')])
+        self._add(split, tag, seen, tensor=tensor, metadata=metadata)
 
     def bound(self, split, seen, reconstruction, kl):
-        """The negative variational bound and its two parts, in nats per image."""
+        """The negative variational bound and its two parts, in nats per image; `split` is one of SPLITS."""
         for name, value in (('bound', reconstruction + kl), ('reconstruction', reconstruction), ('kl', kl)):
-            self._scalar(f'{name}/{split}', value, seen)
+            self._add(split, f'{_BOUND}/{name}', seen, simple_value=value)
 
     def kl_per_step(self, seen, kl_t):
-        """The KL of each time step on the validation images, in nats per image: as curves, and all in one histogram
-        whose bin t - 0.5 .. t + 0.5 is as high as the KL of step t."""
-        for t, value in enumerate(kl_t, start=1):
-            self._scalar(f'kl_per_step/{t:03d}', value, seen)
+        """The KL of each time step on the validation images, in nats per image, in one histogram: its bin
+        t - 0.5 .. t + 0.5 is as high as the KL of step t."""
         kl_t = np.maximum(kl_t, 0)
-        histogram = HistogramProto(min=0.5, max=len(kl_t) + 0.5, num=kl_t.sum(), sum=kl_t.sum(),
-                                   bucket_limit=np.arange(len(kl_t) + 1) + 0.5, bucket=[0, *kl_t])
-        self._add(Summary(value=[Summary.Value(tag='kl_per_step', histo=histogram)]), seen)
+        self._histogram('validation', _KL_PER_STEP, seen, kl_t, np.arange(len(kl_t) + 1) + 0.5, num=kl_t.sum(),
+                        sum=kl_t @ np.arange(1, len(kl_t) + 1))
 
     def optimization(self, seen, **numbers):
         """How the training goes: norm of the gradient before clipping (nats), learning rate, speed."""
         for name, value in numbers.items():
-            self._scalar(f'optimization/{name}', value, seen)
+            self._add('train', f'{_OPTIMIZATION}/{name}', seen, simple_value=value)
 
     def gradients(self, net, seen):
-        """A histogram per parameter of the last batch's clipped gradient."""
-        for name, parameter in net._collect_params_with_prefix().items():
-            self._add(histogram_summary(f'gradient/{name}', parameter.list_grad()[0].asnumpy(), 50), seen)
+        """A histogram per part of the network of the last batch's clipped gradient."""
+        parts = {}
+        for name, parameter in storage.parameters(net).items():
+            part = _LAYERS.get(name.split('.')[0].split('_to_')[-1], 'initial_states')
+            parts.setdefault(part, []).append(parameter.list_grad()[0].asnumpy().ravel())
+        for part, gradients in parts.items():
+            values = np.concatenate(gradients).astype(np.float64)
+            counts, edges = np.histogram(values, _NUM_BINS)
+            self._histogram('train', f'{_GRADIENTS}/{part}', seen, counts, edges, num=values.size, sum=values.sum(),
+                            sum_squares=(values ** 2).sum())
 
     def pictures(self, net, images, seen, contexts):
-        """Samples from the prior by time step, and reconstructions below the images they are of."""
-        images = images[:_PREVIEW]
-        samples = paint.paint(net, _PREVIEW_SEED, contexts, num_samples=_PREVIEW)
-        self._picture('samples/by_time_step', paint.sheet(net, samples), seen)
-        painted = paint.paint(net, _PREVIEW_SEED, contexts, images=images)
-        pairs = np.stack([images, [painting.probabilities[-1] for painting in painted]])
-        pairs = pairs.reshape((2, len(images), *net.image_shape))
-        self._picture('reconstructions/below_their_originals', render.sheet(pairs), seen)
+        """Samples from the prior, and reconstructions of the first of `images` (n, height * width), by time step."""
+        wanted = {'samples': {'num_samples': _PREVIEW}, 'reconstructions': {'images': images[:_PREVIEW]}}
+        for name, what in wanted.items():
+            sheet = paint.sheet(net, list(paint.paint(net, _PREVIEW_SEED, contexts, **what)))
+            file = io.BytesIO()
+            Image.fromarray(sheet).save(file, 'PNG')
+            height, width = sheet.shape[:2]
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+            self._add('validation', f'{_PICTURES}/{name}', seen, image=image)
 
-    def _picture(self, tag, grey, seen):
-        self._add(image_summary(tag, grey.astype(np.float32) / 255), seen)
+    def result(self, seen, numbers):
+        """What the end of a run found, {name: value}, as a table."""
+        self._table('validation', 'result', seen, ('result', 'value'), numbers)
 
-    def flush(self):
-        """Hand everything to the disk; mxboard itself only hands it to the operating system, and late."""
-        self._events.flush()
-        with open(self._events._filename, 'rb') as file:
-            os.fsync(file.fileno())
-
-    def sizes(self):
-        """What is on the disk now, {event file: bytes}, for `rewind`."""
-        self.flush()
-        return {name: os.path.getsize(os.path.join(self._folder, name)) for name in _event_files(self._folder)}
+    def sync(self):
+        """Return when all events are on the disk, so that a checkpoint never knows of more than its log."""
+        for file in self._files.values():
+            file.sync()
 
     def close(self):
-        """Close the event file. Raises nothing: what `flush` has returned for is on the disk."""
-        writer, self._events._recordio_writer = self._events._recordio_writer, None  # or mxboard closes it again
-        try:
-            writer.close()
-        except OSError:  # a full disk, which the flush before has told
-            writer._writer = None
+        """Close the event files. Raises nothing."""
+        for file in self._files.values():
+            file.close()
 
 
 class NoLog:
-    """A log that writes nothing, of the workers that do not."""
+    """Stands in for Log at the workers that write nothing: the same methods, without effect."""
 
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
+    def _nothing(self, *args, **kwargs):
+        """Nothing."""
 
-
-def _event_files(folder):
-    """Names of the event files that are plain files."""
-    return sorted(entry.name for entry in os.scandir(folder)
-                  if _EVENT_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+    bound = kl_per_step = optimization = gradients = pictures = result = sync = close = _nothing
 
 
-def rewind(folder, sizes):
-    """Take back what was logged after `Log.sizes` returned `sizes`, so that a resumed run's curves have no fold."""
-    for name in _event_files(folder):
-        path, size = os.path.join(folder, name), sizes.get(name)
-        if size is None:
-            os.remove(path)
-        elif os.path.getsize(path) > size:
-            os.truncate(path, size)
+def _events(folder):
+    """The events in a folder in the order in which they were written; a torn end of a file is left out."""
+    names = sorted(entry.name for entry in os.scandir(folder)
+                   if _EVENT_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+    for name in names:
+        with open(os.path.join(folder, name), 'rb') as file, contextlib.suppress(DecodeError, UnicodeDecodeError):
+            size = os.fstat(file.fileno()).st_size
+            while len(header := file.read(12)) == 12:
+                length, checksum = struct.unpack('<QI', header)
+                if checksum != masked_crc32c(header[:8]) or file.tell() + length + 4 > size:
+                    break
+                yield Event.FromString(file.read(length))
+                file.read(4)  # the content's checksum
+
+
+def _values(folder, kind):
+    """{tag: {samples seen: value}} of one kind ('simple_value' or 'histo'), without what a later sitting took back."""
+    found = {}
+    for event in _events(folder) if os.path.isdir(folder) else ():
+        if event.session_log.status == SessionLog.START:
+            found = {tag: {seen: value for seen, value in points.items() if seen < event.step}
+                     for tag, points in found.items()}
+        for value in event.summary.value:
+            if value.HasField(kind):
+                found.setdefault(value.tag, {})[event.step] = getattr(value, kind)
+    return found
+
+
+def read_scalars(folder):
+    """The curves of a run, from its event files.
+
+    Returns
+    -------
+    dict
+        {split: {name: array (n, 2)}}: training samples seen, and the value there. The names 'bound',
+        'reconstruction' and 'kl' (nats per image) are in both splits, those of `Log.optimization` in 'train'.
+    """
+    return {split: {tag.rpartition('/')[2]: np.array(sorted(points.items())).reshape(-1, 2)
+                    for tag, points in _values(os.path.join(folder, split), 'simple_value').items()}
+            for split in SPLITS}
+
+
+def read_kl_per_step(folder):
+    """The KL of each time step on the validation images, from a run's event files.
+
+    Returns
+    -------
+    seen : numpy.ndarray
+        Training samples seen at the n validations, shape (n,).
+    kl_t : numpy.ndarray
+        Nats per image, shape (n, num_steps).
+    """
+    points = _values(os.path.join(folder, 'validation'), 'histo').get(_KL_PER_STEP, {})
+    return np.array(sorted(points)), np.array([points[seen].bucket[1:] for seen in sorted(points)])

@@ -277,7 +277,6 @@ def check_metadata(path, metadata):
              'num_updates': lambda value: whole(value, 1),
              'best_bound': lambda value: value is None or type(value) is float and math.isfinite(value),
              'seconds': lambda value: type(value) is float and 0 <= value <= _MAX_SECONDS,
-             'event_files': lambda value: isinstance(value, dict) and all(whole(size, 0) for size in value.values()),
              'arguments': lambda value: isinstance(value, dict)}
     for name, is_valid in valid.items():
         if name not in metadata or not is_valid(metadata[name]):

@@ -139,13 +139,14 @@ class Training:
     def save_checkpoint(self, folder, log, name='checkpoint'):
         """Write what `resume` needs, and nothing that a stopped and an unstopped run would write differently."""
         if self.group.rank == 0:
+            log.sync()
             moments = [self._trainer._updaters[0].states[k] for k in range(len(self._parameters))]
             groups = [{key: parameter.list_data()[0] for key, parameter in self._parameters.items()},
                       *(dict(zip(self._parameters, moment)) for moment in zip(*moments))]
             storage.save_checkpoint(folder, name, self.net, groups, {
                 'samples_seen': self.seen, 'num_updates': self._trainer.optimizer.num_update,
                 'best_bound': self.best_bound if np.isfinite(self.best_bound) else None, 'seconds': self.seconds,
-                'event_files': log.sizes(), 'arguments': arguments_of(self.args)})
+                'arguments': arguments_of(self.args)})
 
     def resume(self, checkpoint):
         """Take up where a checkpoint ends.

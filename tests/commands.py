@@ -60,7 +60,7 @@ def colours_per_frame(path):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def refusal(capsys, main, *argv):

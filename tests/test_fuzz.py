@@ -20,7 +20,7 @@ import sample
 import train_mnist
 from dataset import mnist, stream
 from idx import write_mnist
-from runs import log, storage
+from runs import storage
 from test_run_folder import pack, sign, unpack
 
 SIZES = ['-s', '2', '-u', '4', '-l', '2', '-b', '8', '-t', '8', '-v', '4']
@@ -235,22 +235,6 @@ def test_images(runs, tmp_path, mutations, suffix):
     assert refused > 0.5 * mutations
 
 
-def test_event_files(run, mutations):
-    """They are never read; a resumed run cuts them to their size at the checkpoint at most."""
-    rng = np.random.default_rng(4)
-    path, = run.glob('events.out.tfevents.*')
-    whole = path.read_bytes()
-    net = storage.build_net(storage.read_config(run)['arguments'])
-    sizes = storage.load_checkpoint(run, 'checkpoint', net)[1]['event_files']
-    assert list(sizes) == [path.name] and sizes[path.name] <= len(whole)
-    for _ in range(mutations):
-        content = mutate(whole, rng)
-        path.write_bytes(content)
-        log.rewind(run, sizes)
-        assert path.read_bytes() == content[:sizes[path.name]]
-    assert not resume(run)
-
-
 DAMAGES = [  # of the free path in a run folder; content is that of another file, plain the same file of the other run
     lambda path, content, plain: None,
     lambda path, content, plain: path.write_bytes(content),
@@ -259,20 +243,19 @@ DAMAGES = [  # of the free path in a run folder; content is that of another file
     lambda path, content, plain: path.symlink_to('/dev/zero'),
     lambda path, content, plain: path.symlink_to(path.name),
     lambda path, content, plain: path.write_bytes(b''),
-    lambda path, content, plain: shutil.copy(plain, path) if plain.exists() else None]
+    lambda path, content, plain: shutil.copy(plain, path) if plain.is_file() else None]
 
 
 def test_run_folders(runs, run, mutations):
     """Files that are missing, swapped, of the other run, links, folders or pipes."""
     rng, refused = np.random.default_rng(5), 0
-    names = ['config.json', 'events.out.tfevents.1.x',
-             *(f'{name}.safetensors' for name in ('best', 'last', 'checkpoint'))]
+    names = ['config.json', 'train', 'validation', *(f'{name}.safetensors' for name in ('best', 'last', 'checkpoint'))]
     for _ in range(mutations // 2):  # for each of two scripts
         shutil.rmtree(run)
         shutil.copytree(runs / 'attention', run)
         path, other = (run / names[k] for k in rng.choice(len(names), 2, replace=False))
-        content = other.read_bytes() if other.exists() else b''
-        path.unlink(missing_ok=True)
+        content = other.read_bytes() if other.is_file() else b''
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         DAMAGES[rng.integers(len(DAMAGES))](path, content, runs / 'plain' / path.name)
         for script in (paint, resume):
             refused += script(run)

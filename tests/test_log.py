@@ -1,140 +1,298 @@
-"""What TensorBoard shows of a run, and what a stopped and resumed run leaves of it."""
+"""What is logged, what a stopped and resumed run leaves of it, and what TensorBoard makes of it."""
+import inspect
 import io
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 import pytest
+from mxnet import autograd
 from PIL import Image
 
+import train_mnist
+from browser import served, wait_for
+from idx import write_mnist
 from runs import storage
-from test_resume import Killed, events, only_folder, resume, stop_after, train
-from test_scripts import T, attention_run, config_of  # noqa: F401  (attention_run is a fixture)
+from runs.log import SPLITS, Log, NoLog, read_kl_per_step, read_scalars
+from test_fuzz import mutate
+from test_resume import ARGV, Killed, assert_same_curves, only_folder, resume, stop_after
+
+ROOT = Path(__file__).resolve().parent.parent
+MUTATIONS = 200
+T = 3
+NATS = {f'nats_per_image/{name}' for name in ('bound', 'reconstruction', 'kl')}
+TRAINING = {f'training/{name}' for name in ('gradient_norm', 'learning_rate', 'samples_per_second')}
+GRADIENTS = {f'training_gradients/{part}'
+             for part in ('initial_states', 'read', 'encoder', 'posterior', 'decoder', 'write')}
 
 
-def test_curves_have_no_fold(workplace, monkeypatch):
-    argv = ['-t', '192', '--checkpoint_freq', '48']
-    whole = events(train(*argv, logdir='whole'))
+@pytest.fixture(scope='module')
+def logdir(tmp_path_factory):
+    """A folder with the same run twice: never stopped, and killed three times on its way."""
+    folder = tmp_path_factory.mktemp('log')
+    (folder / 'data').mkdir()
+    write_mnist(folder / 'data')
+    argv = [*ARGV, '--attention', '-t', '192', '--checkpoint_freq', '48', '--data_dir', str(folder / 'data'),
+            '--logdir', str(folder / 'runs')]
+    assert train_mnist.main(argv) == 0
+    only_folder(folder / 'runs').rename(folder / 'whole')
     for seen in (32, 96, 176):
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             stop_after(patch, seen)
             with pytest.raises(Killed):
-                train(*argv) if seen == 32 else resume(only_folder('results'))
-    assert resume(only_folder('results')) == 0
-    resumed = events(only_folder('results'))
-    assert [event for event in resumed if event[0] != 'configuration'] == \
-        [event for event in whole if event[0] != 'configuration']
+                train_mnist.main(argv) if seen == 32 else resume(only_folder(folder / 'runs'))
+    assert resume(only_folder(folder / 'runs')) == 0
+    only_folder(folder / 'runs').rename(folder / 'resumed')
+    return folder
 
 
-def test_links_in_a_run_folder_are_left_alone(workplace):
-    folder = train('-t', '32')
-    (workplace / 'mine').write_text('mine')
-    (folder / 'events.out.tfevents.1.mine').symlink_to(workplace / 'mine')
-    assert resume(folder, '-t', '64') == 0
-    assert (workplace / 'mine').read_text() == 'mine'
+def event_files(folder, split='train'):
+    return sorted((Path(folder) / split).glob('events.out.tfevents.*'))
+
+
+# What lies in the files
+
+def test_curves_have_no_fold(logdir):
+    whole = read_scalars(logdir / 'whole')
+    assert list(whole['train']['bound'][:, 0]) == list(range(16, 193, 16))
+    assert list(whole['validation']['bound'][:, 0]) == [64, 128, 192]
+    assert_same_curves(logdir / 'resumed', logdir / 'whole')
+    assert [len(event_files(logdir / name)) for name in ('whole', 'resumed')] == [1, 4]
+
+
+def test_bound_is_the_sum_of_its_parts(logdir):
+    for found in read_scalars(logdir / 'whole').values():
+        np.testing.assert_allclose(found['bound'][:, 1], found['reconstruction'][:, 1] + found['kl'][:, 1], rtol=1e-6)
+
+
+def test_kl_per_step_is_read_back(logdir):
+    seen, kl_t = read_kl_per_step(logdir / 'whole')
+    assert list(seen) == [64, 128, 192] and kl_t.shape == (3, T)
+    np.testing.assert_allclose(kl_t.sum(axis=1), read_scalars(logdir / 'whole')['validation']['kl'][:, 1], rtol=1e-6)
+
+
+def test_every_event_can_be_read_at_once(tmp_path):
+    log = Log(str(tmp_path), {})
+    for seen in (16, 32):
+        log.bound('train', seen, 3., 2.)
+        assert read_scalars(tmp_path)['train']['bound'].tolist() == [[s, 5.] for s in range(16, seen + 1, 16)]
+    log.close()
+
+
+def test_a_clock_set_back_changes_no_order(tmp_path, monkeypatch):
+    for clock, number in ((2e9, 1.), (1e9, 2.), (0., 3.)):
+        monkeypatch.setattr(time, 'time', lambda clock=clock: clock)
+        log = Log(str(tmp_path), {}, seen=16)
+        log.bound('train', 32, number, 0.)
+        log.close()
+        assert read_scalars(tmp_path)['train']['bound'].tolist() == [[32, number]]
+
+
+def test_a_run_of_thousands_of_sittings_goes_on(tmp_path):
+    """A checkpoint knows nothing of the event files, so their number is of no concern to it."""
+    for split in SPLITS:
+        (tmp_path / split).mkdir()
+        for number in range(1, 4001):
+            (tmp_path / split / f'events.out.tfevents.{number:06d}').touch()
+    log = Log(str(tmp_path), {}, seen=16)
+    log.bound('validation', 32, 3., 2.)
+    log.close()
+    assert event_files(tmp_path)[-1].name == 'events.out.tfevents.004001'
+    assert read_scalars(tmp_path)['validation']['bound'].tolist() == [[32, 5.]]
+
+
+def test_what_is_no_event_file_is_left_alone(tmp_path):
+    (tmp_path / 'mine').write_text('mine')
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train' / 'events.out.tfevents.000007').symlink_to(tmp_path / 'mine')
+    os.mkfifo(tmp_path / 'train' / 'events.out.tfevents.000008')
+    log = Log(str(tmp_path), {})
+    log.bound('train', 16, 3., 2.)
+    log.close()
+    assert (tmp_path / 'mine').read_text() == 'mine'
+    assert (tmp_path / 'train' / 'events.out.tfevents.000009').exists()
+    assert read_scalars(tmp_path)['train']['bound'].tolist() == [[16, 5.]]
+
+
+def test_damaged_event_files_are_read_as_far_as_they_go(logdir, tmp_path):
+    rng = np.random.default_rng(4)
+    whole = event_files(logdir / 'whole')[0].read_bytes()
+    (tmp_path / 'train').mkdir()
+    path = tmp_path / 'train' / 'events.out.tfevents.000001'
+    for _ in range(MUTATIONS):
+        path.write_bytes(mutate(whole, rng))
+        read_scalars(tmp_path)
+    points = set()
+    for length in range(0, len(whole), 997):
+        path.write_bytes(whole[:length])
+        points.add(len(read_scalars(tmp_path)['train'].get('bound', ())))
+    assert min(points) == 0 and max(points) >= 11 and len(points) > 3
+
+
+def test_folder_without_events(tmp_path):
+    assert read_scalars(tmp_path) == {'train': {}, 'validation': {}}
+    assert [len(array) for array in read_kl_per_step(tmp_path)] == [0, 0]
+
+
+def test_gradients_of_all_parameters_are_counted_once(tmp_path, monkeypatch):
+    net = storage.build_net({'input_height': 28, 'input_width': 28, 'num_steps': T, 'num_recurrent_units': 8,
+                             'latent_dim': 4, 'attention': True, 'read_size': 2, 'write_size': 5})
+    net.initialize()
+    with autograd.record():
+        net(mx.nd.ones((2, 784)), mx.nd.ones((T, 2, 4)))[0].sum().backward()
+    log, found = Log(str(tmp_path), {}), {}
+    monkeypatch.setattr(log, '_add', lambda split, tag, seen, histo: found.update({tag: histo}))
+    log.gradients(net, 16)
+    log.close()
+    sizes = {name: parameter.data().size for name, parameter in storage.parameters(net).items()}
+    assert found.keys() == GRADIENTS
+    assert sum(sum(histogram.bucket) for histogram in found.values()) == sum(sizes.values())
+    assert sum(found['training_gradients/read'].bucket) == sum(n for name, n in sizes.items() if name[:5] == 'read.')
+
+
+def test_a_log_that_writes_nothing_has_the_same_methods():
+    def public(kind):
+        return {name for name, _ in inspect.getmembers(kind, callable) if not name.startswith('_')}
+
+    assert public(NoLog) == public(Log) and len(public(Log)) > 5
+    for name in public(NoLog):
+        assert getattr(NoLog(), name)(1, word=2) is None
+
+
+# Full disks
+
+@pytest.mark.parametrize('name', ['train', 'validation'])
+def test_event_file_that_cannot_be_opened_is_named(tmp_path, name):
+    """No more open files stand for no more files on the disk."""
+    (tmp_path / name).write_text('mine')
+    with pytest.raises(OSError) as error:
+        Log(str(tmp_path), {})
+    assert error.value.filename == str(tmp_path / name) and error.value.errno
+
+
+@pytest.mark.parametrize('room', [0, 10, 100, 1000])
+def test_full_disk_is_told_with_the_name_of_the_file(tmp_path, room):
+    """A limit on the size of a file stands for the full disk. The program that meets it ends by itself."""
+    program = ('import sys; from runs.log import Log\n'
+               'try:\n'
+               '    log = Log(sys.argv[1], {})\n'
+               '    for seen in range(1000):\n'
+               '        log.bound("train", seen, 3., 2.)\n'
+               'except OSError as error:\n'
+               '    print(error.filename)\n')
+    done = subprocess.run([sys.executable, '-c', program, str(tmp_path)], capture_output=True, text=True, timeout=120,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout == f'{event_files(tmp_path)[0]}\n'
+    whole = read_scalars(tmp_path)['train'].get('bound', ())
+    assert len(whole) > 2 if room == 1000 else len(whole) == 0
+
+
+def test_what_follows_a_full_disk_is_read(tmp_path):
+    """The next sitting has a file of its own, after the one with the torn end."""
+    for split in SPLITS:
+        log = Log(str(tmp_path), {})
+        log.bound(split, 16, 3., 2.)
+        log.close()
+        with open(event_files(tmp_path, split)[-1], 'ab') as file:
+            file.write(b'\x40\0\0\0')
+        log = Log(str(tmp_path), {}, seen=16)
+        log.bound(split, 32, 4., 2.)
+        log.close()
+        assert read_scalars(tmp_path)[split]['bound'].tolist() == [[16, 5.], [32, 6.]]
 
 
 # A real TensorBoard
 
-@pytest.fixture(scope='module')
-def tensorboard(attention_run, tmp_path_factory):  # noqa: F811
-    """Ask a real TensorBoard on the run: a function from a path and its query to the answer."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    log = tmp_path_factory.mktemp('tensorboard') / 'log'
-    deadline = time.monotonic() + 40
-
+@pytest.fixture(scope='module', params=['true', 'false'])
+def tensorboard(request, logdir):
+    """Ask TensorBoard, with its fast reader and with the one in Python: a function from a path and its query."""
     def ask(path, **query):
-        url = f'{address}data/{path}?{urllib.parse.urlencode(query)}'
-        with opener.open(url, timeout=10) as response:
+        with opener.open(f'{address}data/{path}?{urllib.parse.urlencode(query)}', timeout=30) as response:
             content = response.read()
         return content if response.headers.get_content_type().startswith('image/') else json.loads(content)
 
-    def wait_for(function):
-        while not function():
-            assert time.monotonic() < deadline and process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        return function()
-
     def loaded():
-        return 'bound/validation_whole' in ask('plugin/scalars/tags').get(attention_run.folder.name, {})
-
-    with open(log, 'w') as file, subprocess.Popen(
-            [sys.executable, '-m', 'tensorboard.main', '--logdir', str(attention_run.folder.parent), '--port', '0',
-             '--host', '127.0.0.1', '--load_fast=false'], stdout=file, stderr=file) as process:
         try:
-            address = wait_for(lambda: re.search(r'http://127\.0\.0\.1:\d+/', log.read_text())).group()
-            wait_for(loaded)
-            yield ask
-        finally:
-            process.kill()
+            return {f'{run}/validation' for run in ('whole', 'resumed')} <= ask('plugin/text/tags').keys()
+        except urllib.error.HTTPError:  # the fast reader is not there yet
+            return False
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    argv = ['--logdir', str(logdir), '--port', '0', '--host', '127.0.0.1', '--load_fast', request.param]
+    with served([sys.executable, '-m', 'tensorboard.main', *argv], r'(http://127\.0\.0\.1:\d+/)') as address:
+        wait_for(loaded)
+        yield ask
 
 
-def tags(tensorboard, run, plugin):
-    return set(tensorboard(f'plugin/{plugin}/tags')[run.folder.name])
+def tags(tensorboard, plugin, run='whole'):
+    return {name.split('/')[1]: set(found) for name, found in tensorboard(f'plugin/{plugin}/tags').items()
+            if name.startswith(f'{run}/')}
 
 
-def test_tensorboard_shows_the_curves(tensorboard, attention_run):  # noqa: F811
-    expected = {f'{name}/{split}' for name in ('bound', 'reconstruction', 'kl')
-                for split in ('train', 'validation', 'validation_whole')}
-    expected |= {f'kl_per_step/{t:03d}' for t in range(1, T + 1)}
-    expected |= {f'optimization/{name}' for name in ('gradient_norm', 'learning_rate', 'samples_per_second')}
-    assert tags(tensorboard, attention_run, 'scalars') == expected
-    curves = {tag: tensorboard('plugin/scalars/scalars', run=attention_run.folder.name, tag=tag) for tag in expected}
-    for tag, points in curves.items():
-        steps = [112] if tag.endswith('_whole') else [32, 64, 96, 112]
-        assert [step for _, step, _ in points] == steps, tag
-        assert np.isfinite(points).all(), tag
-    value = {tag: np.array(points)[:, 2] for tag, points in curves.items()}
-    for split in ('train', 'validation', 'validation_whole'):
-        np.testing.assert_allclose(value[f'bound/{split}'], value[f'reconstruction/{split}'] + value[f'kl/{split}'],
-                                   rtol=1e-5)
-    np.testing.assert_allclose(sum(value[f'kl_per_step/{t:03d}'] for t in range(1, T + 1)), value['kl/validation'],
-                               rtol=1e-5)
-    assert value['bound/validation_whole'][0] == pytest.approx(
-        config_of(attention_run.folder)['validation']['bound'], rel=1e-6)
-    assert value['bound/validation_whole'][0] == pytest.approx(value['bound/validation'].min(), rel=1e-6)
+@pytest.mark.parametrize('run', ['whole', 'resumed'])
+def test_tensorboard_shows_the_curves(tensorboard, logdir, run):
+    """Those of train and validation under one name, so that they share a chart; also after three kills."""
+    assert tags(tensorboard, 'scalars', run) == {'train': NATS | TRAINING, 'validation': NATS}
+    for split, found in read_scalars(logdir / run).items():
+        for tag in tags(tensorboard, 'scalars', run)[split]:
+            points = np.array(tensorboard('plugin/scalars/scalars', run=f'{run}/{split}', tag=tag))[:, 1:]
+            np.testing.assert_allclose(points, found[tag.split('/')[1]], rtol=1e-6, err_msg=tag)
 
 
-def test_tensorboard_shows_the_pictures(tensorboard, attention_run):  # noqa: F811
-    sizes = {'samples/by_time_step': (4 * 28 + 3 * 2, 16 * 28 + 15 * 2),
-             'reconstructions/below_their_originals': (16 * 28 + 15 * 2, 2 * 28 + 2)}
-    assert tags(tensorboard, attention_run, 'images') == sizes.keys()
-    for tag, size in sizes.items():
-        pictures = tensorboard('plugin/images/images', run=attention_run.folder.name, tag=tag, sample=0)
-        assert [picture['step'] for picture in pictures] == [32, 64, 96, 112]
+@pytest.mark.parametrize('run', ['whole', 'resumed'])
+def test_tensorboard_shows_the_pictures(tensorboard, run):
+    assert tags(tensorboard, 'images', run) == {'validation': {'pictures/samples', 'pictures/reconstructions'}}
+    for tag in ('pictures/samples', 'pictures/reconstructions'):
+        pictures = tensorboard('plugin/images/images', run=f'{run}/validation', tag=tag, sample=0)
+        assert [picture['step'] for picture in pictures] == [64, 128, 192]
         for picture in pictures:
             png = tensorboard('plugin/images/individualImage', **dict(urllib.parse.parse_qsl(picture['query'])))
-            assert Image.open(io.BytesIO(png)).size == size
+            width, height = Image.open(io.BytesIO(png)).size
+            assert width >= (T + 1) * 28 and height >= 6 * 28
 
 
-def test_tensorboard_shows_the_gradients(tensorboard, attention_run):  # noqa: F811
-    net = storage.build_net(config_of(attention_run.folder)['arguments'])
-    found = tags(tensorboard, attention_run, 'histograms')
-    assert found == {'kl_per_step', *(f'gradient/{name}' for name in net._collect_params_with_prefix())}
-    histograms = tensorboard('plugin/histograms/histograms', run=attention_run.folder.name,
-                             tag='gradient/write.patch.weight')
-    assert [step for _, step, _ in histograms] == [32, 64, 96, 112]
-    assert sum(number for _, _, number in histograms[-1][2]) == pytest.approx(25 * 8)
+def test_tensorboard_shows_the_gradients(tensorboard):
+    assert tags(tensorboard, 'histograms')['train'] == GRADIENTS
+    histograms = tensorboard('plugin/histograms/histograms', run='whole/train', tag='training_gradients/write')
+    assert [step for _, step, _ in histograms] == [64, 128, 192]
+    for _, _, bins in histograms:
+        assert sum(number for _, _, number in bins) == pytest.approx((25 + 5) * (8 + 1))
 
 
-def test_tensorboard_shows_the_kl_of_all_steps_in_one_histogram(tensorboard, attention_run):  # noqa: F811
-    run = attention_run.folder.name
-    histograms = tensorboard('plugin/histograms/histograms', run=run, tag='kl_per_step')
-    assert [step for _, step, _ in histograms] == [32, 64, 96, 112]
-    for t in range(1, T + 1):
-        for (_, _, bins), (_, _, kl) in zip(histograms, tensorboard('plugin/scalars/scalars', run=run,
-                                                                    tag=f'kl_per_step/{t:03d}')):
+def test_tensorboard_shows_the_kl_of_all_steps_in_one_histogram(tensorboard, logdir):
+    assert tags(tensorboard, 'histograms')['validation'] == {'time_steps/kl'}
+    histograms = tensorboard('plugin/histograms/histograms', run='whole/validation', tag='time_steps/kl')
+    seen, kl_t = read_kl_per_step(logdir / 'whole')
+    assert [step for _, step, _ in histograms] == list(seen)
+    for (_, _, bins), expected in zip(histograms, kl_t):
+        for t, kl in enumerate(expected, start=1):
             inside = sum(height for left, right, height in bins if t - 0.5 < (left + right) / 2 < t + 0.5)
             assert inside == pytest.approx(kl, abs=1e-4)
 
 
-def test_tensorboard_shows_the_configuration(tensorboard, attention_run):  # noqa: F811
-    assert tags(tensorboard, attention_run, 'text') == {'configuration'}
-    text, = tensorboard('plugin/text/text', run=attention_run.folder.name, tag='configuration')
-    for name, value in config_of(attention_run.folder)['arguments'].items():
-        assert re.search(rf'<td>{name}</td>\s*<td>{value}</td>', text['text']), name
+def test_tensorboard_shows_the_configuration_and_the_result(tensorboard, logdir):
+    assert tags(tensorboard, 'text') == {'train': {'configuration'}, 'validation': {'result'}}
+    config = storage.read_config(logdir / 'whole')
+    for split, tag, expected in (('train', 'configuration', config['arguments']),
+                                 ('validation', 'result', config['validation'])):
+        text, = tensorboard('plugin/text/text', run=f'whole/{split}', tag=tag)
+        for name, value in expected.items():
+            assert re.search(rf'<td>{name}</td>\s*<td>{re.escape(str(value))}</td>', text['text']), name
+
+
+def test_table_of_any_arguments(tmp_path):
+    log = Log(str(tmp_path), {'data_dir': 'a|b \udcff', 'gpus': None})
+    log.close()
+    content, = (path.read_bytes() for path in event_files(tmp_path))
+    assert rb'a\|b \udcff' in content

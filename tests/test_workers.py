@@ -143,8 +143,7 @@ def test_workers_train_as_one_process(workplace, num_workers, more):
     assert done.returncode == 0, done.stderr
     folder = only_folder('results')  # of worker 0 alone
     assert_close(folder, one)
-    assert {path.name for path in folder.iterdir() if 'events' not in path.name} == {
-        path.name for path in one.iterdir() if 'events' not in path.name}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in one.iterdir()}
     assert done.stdout.count('Run folder') == done.stdout.count('10 samples') == 1
     assert_no_process_is_left()
 

@@ -1,0 +1,94 @@
+"""Chromium without a window, told what to do by chromedriver's plain HTTP protocol (WebDriver), on loopback only."""
+import base64
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+_CHROMIUM = ('chromium', 'chromium-browser', 'google-chrome')
+_FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-quic', '--no-first-run',
+          '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars')
+_OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+TIME_OUT = 120  # seconds, for everything that is waited for
+
+
+def missing():
+    """What keeps a browser from being started here, or None."""
+    if not any(map(shutil.which, _CHROMIUM)):
+        return 'no chromium on PATH (Debian: apt-get install chromium chromium-driver)'
+    return None if shutil.which('chromedriver') else 'no chromedriver on PATH (Debian: apt-get install chromium-driver)'
+
+
+@contextlib.contextmanager
+def served(argv, pattern):
+    """Start a server; yields what `pattern` finds in its output, and ends the server at last."""
+    with tempfile.TemporaryFile('w+') as log, subprocess.Popen(argv, stdout=log, stderr=log) as process:
+        try:
+            def found():
+                log.seek(0)
+                return re.search(pattern, log.read())
+
+            yield wait_for(found, lambda: process.poll() is None).group(1)
+        finally:
+            process.kill()
+
+
+def wait_for(function, alive=lambda: True):
+    """What `function` returns once that is true."""
+    deadline = time.monotonic() + TIME_OUT
+    while not (value := function()):
+        assert alive() and time.monotonic() < deadline, f'{function.__name__} is still {value!r}'
+        time.sleep(0.2)
+    return value
+
+
+class Browser:
+    """One page in a window of its own."""
+
+    def __init__(self, port, profile, size):
+        chromium = next(filter(None, map(shutil.which, _CHROMIUM)))
+        flags = [*_FLAGS, f'--user-data-dir={profile}', '--window-size={},{}'.format(*size)]
+        self._url = f'http://127.0.0.1:{port}/session'
+        session = self._ask('', capabilities={'alwaysMatch': {
+            'goog:chromeOptions': {'binary': chromium, 'args': flags}, 'goog:loggingPrefs': {'browser': 'ALL'}}})
+        self._url += f'/{session["sessionId"]}'
+
+    def _ask(self, path, method='POST', **content):
+        data = json.dumps(content).encode() if method == 'POST' else None
+        request = urllib.request.Request(self._url + path, data, {'Content-Type': 'application/json'}, method=method)
+        with _OPEN(request, timeout=TIME_OUT) as answer:
+            return json.load(answer)['value']
+
+    def open(self, url):
+        self._ask('/url', url=url)
+
+    def run(self, script, *args):
+        """What the JavaScript function body returns."""
+        return self._ask('/execute/sync', script=script, args=args)
+
+    def screenshot(self):
+        """A PNG of the window."""
+        return base64.b64decode(self._ask('/screenshot', 'GET'))
+
+    def console(self):
+        """The lines of the console since the last call: (level, message)."""
+        return [(entry['level'], entry['message']) for entry in self._ask('/se/log', type='browser')]
+
+    def quit(self):
+        self._ask('', 'DELETE')
+
+
+@contextlib.contextmanager
+def browser(size=(1600, 1000)):
+    """A Browser, ended at last."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, \
+            served(['chromedriver', '--port=0'], r'started successfully on port (\d+)') as port:
+        page = Browser(port, profile, size)
+        try:
+            yield page
+        finally:
+            page.quit()

@@ -78,6 +78,7 @@ def train(training, images, validation_images, log, folder, stop):
             if due(checkpoint_freq):
                 training.save_checkpoint(folder, log)
             recent, logged, log_moment = [], training.seen, time.perf_counter()
+    log.save_curves()
     if stopping:
         training.save_params(folder, 'last')
         raise cli.Stopped

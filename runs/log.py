@@ -18,7 +18,7 @@ from mxboard.proto.types_pb2 import DT_STRING
 from mxboard.record_writer import masked_crc32c
 from PIL import Image
 
-from pictures import paint
+from pictures import curves, paint
 from runs import storage
 
 SPLITS = ('train', 'validation')
@@ -86,7 +86,7 @@ class Log:
     """
 
     def __init__(self, folder, arguments, seen=0):
-        self._files = {}
+        self._folder, self._files = folder, {}
         try:
             for split in SPLITS:
                 file = self._files[split] = _EventFile(os.path.join(folder, split))
@@ -158,6 +158,10 @@ class Log:
         """What the end of a run found, {name: value}, as a table."""
         self._table('validation', 'result', seen, ('result', 'value'), numbers)
 
+    def save_curves(self):
+        """Draw the run's curves, of all its sittings, into curves.png."""
+        curves.save(os.path.join(self._folder, 'curves.png'), read_scalars(self._folder))
+
     def sync(self):
         """Return when all events are on the disk, so that a checkpoint never knows of more than its log."""
         for file in self._files.values():
@@ -175,7 +179,7 @@ class NoLog:
     def _nothing(self, *args, **kwargs):
         """Nothing."""
 
-    bound = kl_per_step = optimization = gradients = pictures = result = sync = close = _nothing
+    bound = kl_per_step = optimization = gradients = pictures = result = save_curves = sync = close = _nothing
 
 
 def _events(folder):

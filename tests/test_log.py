@@ -22,6 +22,7 @@ from PIL import Image
 import train_mnist
 from browser import served, wait_for
 from idx import write_mnist
+from pictures import curves
 from runs import storage
 from runs.log import SPLITS, Log, NoLog, read_kl_per_step, read_scalars
 from test_fuzz import mutate
@@ -210,6 +211,49 @@ def test_what_follows_a_full_disk_is_read(tmp_path):
         log.bound(split, 32, 4., 2.)
         log.close()
         assert read_scalars(tmp_path)[split]['bound'].tolist() == [[16, 5.], [32, 6.]]
+
+
+# Learning curves as a picture
+
+def test_curves_are_drawn(logdir):
+    found = read_scalars(logdir / 'whole')
+    panels = curves.figure(found).axes
+    assert len(panels) == 3
+    for axes, name in zip(panels, ('bound', 'reconstruction', 'kl')):
+        assert axes.get_xlabel() == 'training samples' and axes.get_ylabel() == 'nats per image'
+        lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+        assert lines.keys() == set(SPLITS)
+        for split in SPLITS:
+            np.testing.assert_array_equal(lines[split], found[split][name])
+    with Image.open(logdir / 'whole' / 'curves.png') as picture:
+        assert picture.format == 'PNG' and min(picture.size) > 300
+    assert 'matplotlib.pyplot' not in sys.modules
+
+
+def test_view_leaves_out_the_start_and_nothing_else():
+    seen = np.arange(1, 1001)
+    bound = np.stack([seen, 90 + 450. * (seen < 10) + np.sin(seen)], axis=1)
+    axes = curves.figure({'train': {'bound': bound}, 'validation': {}}).axes[0]
+    low, high = axes.get_ylim()
+    assert low < bound[:, 1].min() and bound[10:, 1].max() < high < 100
+
+
+def test_no_curves_no_picture(tmp_path):
+    curves.save(tmp_path / 'curves.png', read_scalars(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_stopped_run_has_its_curves(workplace, monkeypatch):
+    step = train_mnist.Training.step
+
+    def stopped(training, x):
+        step(training, x)
+        if training.seen == 48:
+            os.kill(os.getpid(), 2)
+
+    monkeypatch.setattr(train_mnist.Training, 'step', stopped)
+    assert train_mnist.main([*ARGV, '-t', '1e6']) == 130
+    assert (only_folder('results') / 'curves.png').exists()
 
 
 # A real TensorBoard

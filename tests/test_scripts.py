@@ -86,7 +86,7 @@ def test_run_folder_is_complete(run, request):
     run = request.getfixturevalue(run)
     assert sorted(os.listdir(run.folder)) == sorted([
         'config.json', *(f'{name}.safetensors' for name in ('last', 'best', 'checkpoint', 'fallback')), 'train',
-        'validation', *GIFS])
+        'validation', 'curves.png', *GIFS])
     assert all(len(os.listdir(run.folder / split)) == 1 for split in ('train', 'validation'))  # one event file
     for name in GIFS:
         pictures = frames(run.folder / name)
@@ -267,7 +267,7 @@ def test_bound_goes_down(tmp_path, attention):
     assert trained[0][1] > 400  # 784 * log(2) = 543 nats without training
     assert trained[-1][1] < 300 and validated[-1][1] < 300
     seen = [call[2] if call[0] == 'bound' else call[1] for call in log.calls
-            if call[0] not in ('pictures', 'gradients', 'sync')]
+            if call[0] not in ('pictures', 'gradients', 'sync', 'save_curves')]
     assert seen == sorted(seen)
     assert all(len(call[2]) == T for call in log.calls if call[0] == 'kl_per_step')
     for name in ('kl_per_step', 'pictures', 'gradients'):

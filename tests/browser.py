@@ -1,12 +1,20 @@
-"""Chromium without a window, told what to do by chromedriver's plain HTTP protocol (WebDriver), on loopback only."""
+"""TensorBoard, and a Chromium without a window to look at it: both on loopback only, and ended at last.
+
+Chromium is told what to do over HTTP, by chromedriver (the WebDriver protocol).
+"""
 import base64
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 
 _CHROMIUM = ('chromium', 'chromium-browser', 'google-chrome')
@@ -17,7 +25,7 @@ TIME_OUT = 120  # seconds, for everything that is waited for
 
 
 def missing():
-    """What keeps a browser from being started here, or None."""
+    """Why there can be no Browser here, or None."""
     if not any(map(shutil.which, _CHROMIUM)):
         return 'no chromium on PATH (Debian: apt-get install chromium chromium-driver)'
     return None if shutil.which('chromedriver') else 'no chromedriver on PATH (Debian: apt-get install chromium-driver)'
@@ -26,7 +34,8 @@ def missing():
 @contextlib.contextmanager
 def served(argv, pattern):
     """Start a server; yields what `pattern` finds in its output, and ends the server at last."""
-    with tempfile.TemporaryFile('w+') as log, subprocess.Popen(argv, stdout=log, stderr=log) as process:
+    with tempfile.TemporaryFile('w+') as log, subprocess.Popen(
+            argv, stdout=log, stderr=log, start_new_session=True) as process:
         try:
             def found():
                 log.seek(0)
@@ -34,7 +43,7 @@ def served(argv, pattern):
 
             yield wait_for(found, lambda: process.poll() is None).group(1)
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
 
 
 def wait_for(function, alive=lambda: True):
@@ -44,6 +53,26 @@ def wait_for(function, alive=lambda: True):
         assert alive() and time.monotonic() < deadline, f'{function.__name__} is still {value!r}'
         time.sleep(0.2)
     return value
+
+
+@contextlib.contextmanager
+def tensorboard(logdir, run, *flags):
+    """A TensorBoard that has read all of the finished run at `run`: its address, and a function that asks it."""
+    def ask(path, **query):
+        with _OPEN(f'{url}data/{path}?{urllib.parse.urlencode(query)}', timeout=TIME_OUT) as response:
+            content = response.read()
+        return content if response.headers.get_content_type().startswith('image/') else json.loads(content)
+
+    def loaded():
+        try:
+            return 'result' in ask('plugin/text/tags').get(f'{run}/validation', ())  # the last event of a run
+        except urllib.error.HTTPError:  # the fast reader is not there yet
+            return False
+
+    argv = ['--logdir', str(logdir), '--port', '0', '--host', '127.0.0.1', *flags]
+    with served([sys.executable, '-m', 'tensorboard.main', *argv], r'(http://127\.0\.0\.1:\d+/)') as url:
+        wait_for(loaded)
+        yield url, ask
 
 
 class Browser:

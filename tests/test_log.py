@@ -1,7 +1,6 @@
 """What is logged, what a stopped and resumed run leaves of it, and what TensorBoard makes of it."""
 import inspect
 import io
-import json
 import os
 import re
 import resource
@@ -19,8 +18,8 @@ import pytest
 from mxnet import autograd
 from PIL import Image
 
+import browser
 import train_mnist
-from browser import served, wait_for
 from idx import write_mnist
 from pictures import curves
 from runs import storage
@@ -261,21 +260,8 @@ def test_stopped_run_has_its_curves(workplace, monkeypatch):
 @pytest.fixture(scope='module', params=['true', 'false'])
 def tensorboard(request, logdir):
     """Ask TensorBoard, with its fast reader and with the one in Python: a function from a path and its query."""
-    def ask(path, **query):
-        with opener.open(f'{address}data/{path}?{urllib.parse.urlencode(query)}', timeout=30) as response:
-            content = response.read()
-        return content if response.headers.get_content_type().startswith('image/') else json.loads(content)
-
-    def loaded():
-        try:
-            return {f'{run}/validation' for run in ('whole', 'resumed')} <= ask('plugin/text/tags').keys()
-        except urllib.error.HTTPError:  # the fast reader is not there yet
-            return False
-
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    argv = ['--logdir', str(logdir), '--port', '0', '--host', '127.0.0.1', '--load_fast', request.param]
-    with served([sys.executable, '-m', 'tensorboard.main', *argv], r'(http://127\.0\.0\.1:\d+/)') as address:
-        wait_for(loaded)
+    with browser.tensorboard(logdir, 'resumed', '--load_fast', request.param) as (_, ask):
+        browser.wait_for(lambda: 'result' in ask('plugin/text/tags').get('whole/validation', ()))
         yield ask
 
 

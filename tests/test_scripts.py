@@ -364,7 +364,7 @@ def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, 
     def interrupted(x):
         if training.seen == 48:
             stop.signal = signal.SIGINT
-        step(x)
+        return step(x)
 
     monkeypatch.setattr(training, 'step', interrupted)
     train_mnist.train(training, batches, images, Recorder(), str(tmp_path), stop)

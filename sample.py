@@ -69,7 +69,7 @@ def run(args, contexts):
     print(f'{len(paintings)} {kind} of {path}: {os.path.join(args.output_dir, args.prefix)}_0.gif '
           f'... _{len(paintings) - 1}.gif')
     if args.grid:
-        render.save_png(args.grid, render.enlarge(paint.sheet(net, paintings), args.scale))
+        render.save_png(args.grid, paint.sheet(net, paintings, args.scale, boxes=not args.no_boxes))
         print(f'{kind} by time steps: {args.grid}')
 
 

@@ -24,8 +24,7 @@ from pictures import paint, render
 from runs import arguments, storage
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-_NUM_SAMPLES, _NUM_IMAGES, _SCALE, _GAP = 10, 4, 4, 4
-_STEPS = (1, 8, 20, 40, 63, 64)  # of a reconstruction; the original stands at the right
+_NUM_SAMPLES, _NUM_IMAGES = 10, 4
 
 
 def compact_model(run_dir, folder):
@@ -61,18 +60,7 @@ def reconstructions(net, arguments):
     """Rows of canvases with their windows, and the original."""
     test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape, ['test'])['test'][:_NUM_IMAGES]
     images = stream.evaluation_images(test, arguments['binarization'])
-    rows = []
-    for image, painting in zip(images, paint.paint(net, 0, [mx.cpu()], images=images)):
-        frames = paint.frames(net, painting, _SCALE)
-        original, = render.frames(image[None], net.image_shape, _SCALE)
-        row = [as_rgb(frames[min(t, len(frames) - 1)]) for t in _STEPS] + [as_rgb(original)]
-        rows.append(np.concatenate([np.pad(tile, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=96) for tile in row],
-                                   axis=1))
-    return Image.fromarray(np.concatenate(rows)[:-_GAP, :-_GAP])
-
-
-def as_rgb(picture):
-    return np.asarray((picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert('RGB'))
+    return paint.sheet(net, paint.paint(net, 0, [mx.cpu()], images=images))
 
 
 def kl_table(run_dir):

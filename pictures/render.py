@@ -1,37 +1,38 @@
-"""Pictures: canvases as GIFs with their attention windows, sheets of many images as PNGs.
+"""Arrays to pictures: images with their attention windows, tables of them, and GIF and PNG files.
 
-Letters, equation numbers and the five numbers of a window are those of core.py. An image is a row of
-height * width numbers, row by row.
+An image is a row of height * width numbers, row by row. All pictures have one palette: greys, and the colours of the
+windows.
 """
 import io
-import math
+import itertools
 
 from system import files
 
 import numpy as np
 from mxnet import nd
-from PIL import GifImagePlugin, Image
+from PIL import GifImagePlugin, Image, ImageDraw, ImageFont
 
 import core
 
 WRITE_COLOUR = (255, 0, 0)
 READ_COLOUR = (0, 255, 0)
 
-# A GIF's palette: few greys, because they make the file small (all 253 possible ones: 1.7 times as large).
+# Few greys, because they make a GIF small (all 253 possible ones: 1.7 times as large).
 _GREYS = np.arange(0, 256, 5, dtype=np.uint8)
+_EVERY = 3  # of them in a light picture: a third; their number less one, 51, is a multiple of it
 _COLOURS = (WRITE_COLOUR, READ_COLOUR)
+_LINES = 19  # the dark grey, 95, of the lines between the images of a table
 _UNCHANGED = 255  # transparent: the pixel stays as it was in the frame before
 _PALETTE = (bytes(_GREYS.repeat(3)) + bytes(sum(_COLOURS, ()))).ljust(768, b'\0')
 
 _MAX_LINE_WIDTH = 2  # image pixels
-_SEPARATOR, _SEPARATOR_GREY = 2, 96
 
 
 def probabilities(canvases):
-    """Probability that a pixel is on: the sigmoid of logits, as a float32 array of the same shape."""
+    """Probability that a pixel is on: the sigmoid of logits, float32 and of their shape; nan for inf and nan."""
     logits = np.asarray(canvases, dtype=np.float32)
     small = np.exp(-np.abs(logits))  # never above 1, so that nothing overflows
-    return np.where(logits >= 0, 1, small) / (1 + small)
+    return np.where(np.isfinite(logits), np.where(logits >= 0, 1, small) / (1 + small), np.float32(np.nan))
 
 
 def window_boxes(windows, filter_size, image_shape):
@@ -42,7 +43,7 @@ def window_boxes(windows, filter_size, image_shape):
     Parameters
     ----------
     windows : numpy.ndarray
-        (n, 5), the five numbers of Eqn. 21.
+        (n, 5), the five numbers of Eqn. 21 in the order of core.py.
     filter_size : int
         N. With N = 1 a box is a point.
     image_shape : tuple of int
@@ -61,86 +62,75 @@ def window_boxes(windows, filter_size, image_shape):
     return boxes
 
 
-def _levels(values, num_levels):
-    """Values in [0, 1] as whole numbers from 0 to num_levels - 1; nan is black."""
-    return np.rint(np.clip(np.nan_to_num(values), 0, 1) * (num_levels - 1)).astype(np.uint8)
+def tile(values, image_shape, scale, boxes=(), light=False):
+    """One image, enlarged, with attention windows on it.
 
-
-def _repeat(pixels, scale):
-    return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _draw_box(pixels, box, scale, colour):
-    """Draw an outline on enlarged pixels, every line centred on the box's edge; clip what lies outside."""
-    *edges, sigma = box
-    line = int(min(max(round(sigma * scale), 1), _MAX_LINE_WIDTH * scale))
-
-    def span(first, last, size):
-        return slice(max(first, 0), min(max(last + line, 0), size))
-
-    def start(edge, size):
-        return math.floor(min(max(edge * scale - line / 2 + 0.5, -line), size))
-
-    height, width = pixels.shape
-    left, top, right, bottom = (start(edge, size) for edge, size in zip(edges, (width, height) * 2))
-    for first in (top, bottom):
-        pixels[span(first, first, height), span(left, right, width)] = colour
-    for first in (left, right):
-        pixels[span(top, bottom, height), span(first, first, width)] = colour
-
-
-def frames(probabilities, image_shape, scale, boxes=()):
-    """The canvases of one image as pictures, with the windows that led to them.
-
-    The line width is the filters' sigma, as in the paper's figures, but at least one screen pixel and at most
-    two image pixels. A window with a number that is not finite is left out.
+    The line of a window is as wide as its filters' sigma, as in the paper's figures, but at least one screen pixel and
+    at most two image pixels.
 
     Parameters
     ----------
-    probabilities : numpy.ndarray
-        Shape (num_steps + 1, height * width), values in [0, 1]; row 0, the initial canvas, gets no box.
+    values : numpy.ndarray
+        (height * width,), in [0, 1]; nan is black.
     image_shape : tuple of int
         (height, width).
     scale : int
         Screen pixels per image pixel and side.
     boxes : list of tuple, optional
-        (colour, filter_size, windows): WRITE_COLOUR or READ_COLOUR, N, and an array (num_steps, 5) whose row
-        t - 1 is drawn on canvas t. Later ones lie on top.
+        (colour, box): WRITE_COLOUR or READ_COLOUR, and a row of `window_boxes`; later ones lie on top. One that is not
+        finite is left out.
+    light : bool, optional
+        With a third of the greys and all lines one screen pixel wide: for many small images in one GIF.
 
     Returns
     -------
-    list of PIL.Image.Image
-        All with the same palette, (width * scale, height * scale) in size.
+    PIL.Image.Image, (width * scale, height * scale) in size
     """
-    images = []
-    boxes = [(len(_GREYS) + _COLOURS.index(colour), window_boxes(windows, filter_size, image_shape))
-             for colour, filter_size, windows in boxes]
-    for t, row in enumerate(_levels(probabilities, len(_GREYS))):
-        pixels = _repeat(row.reshape(image_shape), scale)
-        for colour, corners in boxes if t else ():
-            if np.isfinite(corners[t - 1]).all():
-                _draw_box(pixels, corners[t - 1].tolist(), scale, colour)
-        image = Image.fromarray(pixels)
-        image.putpalette(_PALETTE)
-        images.append(image)
-    return images
+    every = _EVERY if light else 1
+    greys = np.rint(np.clip(np.nan_to_num(values), 0, 1) * (len(_GREYS) - 1) / every) * every
+    image = Image.fromarray(greys.astype(np.uint8).reshape(image_shape))
+    image.putpalette(_PALETTE)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    for colour, box in boxes:
+        if np.isfinite(box).all():
+            _draw_box(image, box, scale, colour, 1 if light else _MAX_LINE_WIDTH * scale)
+    return image
 
 
-def sheet(rows):
-    """Tile images (num_rows, num_columns, height, width), values in [0, 1], into one grey uint8 array.
+def _draw_box(image, box, scale, colour, max_line):
+    """Draw an outline, every line centred on the box's edge; what lies outside is not drawn."""
+    *edges, sigma = box
+    line = int(np.clip(np.rint(sigma * scale), 1, max_line))
+    first = np.floor(np.array(edges, dtype=float) * scale - line / 2 + 0.5)  # screen pixel of each of the four lines
+    left, top, right, bottom = np.clip(first, -line, image.size * 2).astype(int).tolist()
+    draw = ImageDraw.Draw(image)
+    # Pillow's outlines leave a box that is smaller than its lines, so each line is drawn as a rectangle.
+    for x0, y0, x1, y1 in ((left, top, right, top), (left, bottom, right, bottom),
+                           (left, top, left, bottom), (right, top, right, bottom)):
+        draw.rectangle((x0, y0, x1 + line - 1, y1 + line - 1), fill=len(_GREYS) + _COLOURS.index(colour))
 
-    Between neighbours stands a line of two dark grey pixels; there is none around the sheet.
-    """
-    margin = ((0, 0), (0, 0), (0, _SEPARATOR), (0, _SEPARATOR))
-    tiles = np.pad(_levels(rows, 256), margin, constant_values=_SEPARATOR_GREY)
-    num_rows, num_columns, height, width = tiles.shape
-    grey = tiles.transpose(0, 2, 1, 3).reshape(num_rows * height, num_columns * width)
-    return grey[:-_SEPARATOR, :-_SEPARATOR]
+
+def table(tiles, columns, gap):
+    """Pictures of one size in rows of `columns`, with dark grey lines `gap` screen pixels wide between them."""
+    width, height = tiles[0].width + gap, tiles[0].height + gap
+    picture = Image.new('P', (columns * width - gap, -(-len(tiles) // columns) * height - gap), _LINES)
+    picture.putpalette(_PALETTE)
+    for i, image in enumerate(tiles):
+        picture.paste(image, (i % columns * width, i // columns * height))
+    return picture
 
 
-def enlarge(grey, scale):
-    """A grey uint8 array (height, width) as a picture with `scale` screen pixels per pixel and side."""
-    return Image.fromarray(_repeat(grey, scale))
+def with_headings(picture, headings):
+    """The picture in RGB with texts above it, each centred above its share of the width."""
+    share = picture.width / len(headings)
+    font = ImageFont.load_default(min(16, max(8, share / 5)))
+    height = round(1.5 * font.size)
+    page = Image.new('RGB', (picture.width, picture.height + height), 'white')
+    page.paste(picture, (0, height))
+    draw = ImageDraw.Draw(page)
+    for i, text in enumerate(headings):
+        draw.text((share * (i + 0.5), height / 2), text, 'black', font, anchor='mm')
+    return page
 
 
 def _changes(pixels, previous):
@@ -153,7 +143,7 @@ def _changes(pixels, previous):
     return image, (int(x[0]), int(y[0]))
 
 
-def save_gif(path, images, duration=100, hold=2000):
+def save_gif(path, pictures, duration=100, hold=2000):
     """Write an endless GIF with exactly one frame per picture; the same pictures give the same bytes.
 
     Pillow's `save` would merge equal neighbours into one frame, so its encoder is called frame by frame.
@@ -161,22 +151,31 @@ def save_gif(path, images, duration=100, hold=2000):
     Parameters
     ----------
     path : str
-    images : list of PIL.Image.Image
-        From `frames`.
+    pictures : iterable of PIL.Image.Image
+        Of one size, from `tile` or `table`. Only two at a time are in memory.
     duration, hold : int, optional
         Milliseconds that a frame, and the last frame, stands, in steps of 10.
     """
-    arrays = [np.asarray(image) for image in images]
-    delays = [duration] * (len(arrays) - 1) + [hold]
-    blocks = GifImagePlugin.getheader(images[0], info={'loop': 0})[0]
-    for pixels, previous, delay in zip(arrays, [None] + arrays[:-1], delays):
+    blocks, previous = [], None
+    pictures = itertools.chain(pictures, [None])
+    picture = next(pictures)
+    blocks += GifImagePlugin.getheader(picture, info={'loop': 0})[0]
+    for following in pictures:
+        pixels = np.asarray(picture)
         image, corner = _changes(pixels, previous)
-        blocks += GifImagePlugin.getdata(image, offset=corner, duration=delay, disposal=1, transparency=_UNCHANGED)
+        blocks += GifImagePlugin.getdata(image, offset=corner, duration=hold if following is None else duration,
+                                         disposal=1, transparency=_UNCHANGED)
+        picture, previous = following, pixels
     files.write_whole(path, b''.join(blocks) + b';')
 
 
-def save_png(path, image):
-    """Write one picture as a PNG."""
+def png(picture):
+    """A picture as the bytes of a PNG file."""
     file = io.BytesIO()
-    image.save(file, 'PNG')
-    files.write_whole(path, file.getvalue())
+    picture.save(file, 'PNG')
+    return file.getvalue()
+
+
+def save_png(path, picture):
+    """Write one picture as a PNG."""
+    files.write_whole(path, png(picture))

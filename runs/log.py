@@ -3,11 +3,12 @@
 Events lie in two folders, RUN/train and RUN/validation: TensorBoard draws what has the same name in one chart.
 """
 import contextlib
-import io
 import os
 import re
 import struct
 import time
+
+import system  # noqa: F401  (before mxnet)
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -16,9 +17,8 @@ from mxboard.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
 from mxboard.proto.tensor_pb2 import TensorProto
 from mxboard.proto.types_pb2 import DT_STRING
 from mxboard.record_writer import masked_crc32c
-from PIL import Image
 
-from pictures import curves, paint
+from pictures import curves, paint, render
 from runs import storage
 
 SPLITS = ('train', 'validation')
@@ -147,11 +147,9 @@ class Log:
         """Samples from the prior, and reconstructions of the first of `images` (n, height * width), by time step."""
         wanted = {'samples': {'num_samples': _PREVIEW}, 'reconstructions': {'images': images[:_PREVIEW]}}
         for name, what in wanted.items():
-            sheet = paint.sheet(net, list(paint.paint(net, _PREVIEW_SEED, contexts, **what)))
-            file = io.BytesIO()
-            Image.fromarray(sheet).save(file, 'PNG')
-            height, width = sheet.shape[:2]
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+            sheet = paint.sheet(net, paint.paint(net, _PREVIEW_SEED, contexts, **what))
+            image = Summary.Image(height=sheet.height, width=sheet.width, colorspace=3,
+                                  encoded_image_string=render.png(sheet))
             self._add('validation', f'{_PICTURES}/{name}', seen, image=image)
 
     def result(self, seen, numbers):

@@ -21,33 +21,37 @@ def window_around(left, top, side, sigma, image_shape=SHAPE):
             np.log(side / (max(height, width) - 1)), 0]
 
 
-def draw(windows, colour=RED, filter_size=3, scale=SCALE):
-    """The RGB pixels of all frames of a plain grey image with these windows."""
-    canvases = np.full((len(windows) + 1, HEIGHT * WIDTH), LIGHT)
-    images = render.frames(canvases, SHAPE, scale, [(colour, filter_size, np.array(windows))])
-    return [np.asarray(image.convert('RGB')) for image in images]
+def draw(window, colour=RED, filter_size=3, **options):
+    """The RGB pixels of a plain grey image with this window."""
+    box, = render.window_boxes(np.array([window]), filter_size, SHAPE)
+    return rgb(render.tile(np.full(HEIGHT * WIDTH, LIGHT), SHAPE, SCALE, [(colour, box)], **options))
+
+
+def rgb(picture):
+    return np.asarray(picture.convert('RGB'))
 
 
 def outline(pixels, colour=RED):
     return (pixels == colour).all(axis=-1)
 
 
-def paintings(num_frames=4, seed=0):
+def pictures(num_frames=4, seed=0):
     canvases = np.random.default_rng(seed).uniform(size=(num_frames, HEIGHT * WIDTH))
     canvases[-1] = canvases[-2]  # only the box moves
-    windows = np.array([window_around(t, 1, 3, sigma=0.4) for t in range(1, num_frames)])
-    return render.frames(canvases, SHAPE, SCALE, [(RED, 3, windows)])
+    windows = np.array([window_around(t, 1, 3, sigma=0.4) for t in range(num_frames)])
+    boxes = render.window_boxes(windows, 3, SHAPE)
+    return [render.tile(canvas, SHAPE, SCALE, [(RED, box)]) for canvas, box in zip(canvases, boxes)]
 
 
 def assert_gif_holds(path, images, milliseconds):
     with Image.open(path) as file:
-        frames = [(np.asarray(frame.convert('RGB')), frame.info['duration'])
+        frames = [(rgb(frame), frame.info['duration'])
                   for frame in ImageSequence.Iterator(file)]
         assert file.n_frames == len(images) and file.size == images[0].size
         assert file.info['loop'] == 0 and file.disposal_method == 1  # a frame stays below the next one
     assert [time for _, time in frames] == milliseconds
     np.testing.assert_array_equal([pixels for pixels, _ in frames],
-                                  [np.asarray(image.convert('RGB')) for image in images])
+                                  [rgb(image) for image in images])
 
 
 def test_probabilities():
@@ -87,35 +91,48 @@ def test_box_clips_logarithms(sign):
                                             np.exp(10 * sign)], rtol=1e-5)
 
 
-def test_frames_are_the_enlarged_canvases():
-    canvases = np.zeros((3, HEIGHT * WIDTH))
-    canvases[1] = np.linspace(0, 1, HEIGHT * WIDTH)
-    canvases[2, 13], canvases[2, 14], canvases[2, 15] = 1, np.nan, 1.5  # row 1, columns 3 to 5
-    images = render.frames(canvases, SHAPE, SCALE)
-    assert [image.size for image in images] == [(40, 24)] * 3
-    pixels = np.array([np.asarray(image.convert('RGB')) for image in images])
-    assert not pixels[0].any()
-    assert (np.abs(pixels[1, 2::4, 2::4, :].reshape(-1, 3) - 255 * canvases[1][:, None]) <= 2.5).all()
-    assert (pixels[1] == pixels[1, 2::4, 2::4].repeat(4, axis=0).repeat(4, axis=1)).all()
+def test_logits_that_are_not_finite_are_no_probabilities():
+    assert np.isnan(render.probabilities([np.nan, np.inf, -np.inf])).all()
+
+
+def test_tile_is_the_enlarged_image():
+    values = np.linspace(0, 1, HEIGHT * WIDTH)
+    picture = render.tile(values, SHAPE, SCALE)
+    assert picture.size == (40, 24)
+    pixels = rgb(picture)
+    assert (np.abs(pixels[2::4, 2::4, :].reshape(-1, 3) - 255 * values[:, None]) <= 2.5).all()
+    assert (pixels == pixels[2::4, 2::4].repeat(4, axis=0).repeat(4, axis=1)).all()
+
+
+def test_values_out_of_range():
+    values = np.zeros(HEIGHT * WIDTH)
+    values[13], values[14], values[15], values[16] = 1, np.nan, 1.5, -0.5  # row 1, columns 3 to 6
     expected = np.zeros((24, 40, 3))
     expected[4:8, 12:16] = expected[4:8, 20:24] = 255
-    assert (pixels[2] == expected).all()
+    assert (rgb(render.tile(values, SHAPE, SCALE)) == expected).all()
+
+
+def test_light_picture_has_fewer_greys_and_thin_lines():
+    values = np.linspace(0, 1, HEIGHT * WIDTH)
+    pixels = rgb(render.tile(values, SHAPE, 1, light=True))[..., 0].reshape(-1)
+    assert (np.abs(pixels - 255 * values) <= 7.5).all()
+    assert set(pixels) == set(range(0, 256, 15))
+    for light, width in ((False, 8), (True, 1)):
+        assert outline(draw(window_around(-1, 2.5, 9, 3), light=light))[:, :24].sum(axis=0).tolist() == [width] * 24
 
 
 @pytest.mark.parametrize('colour', [RED, GREEN])
 def test_box_pixels(colour):
     # 16 x 16 screen pixels from (8, 4); a line of 0.5 * 4 = 2 pixels: 7 and 8, 23 and 24, 3 and 4, 19 and 20.
-    first, second = draw([window_around(2, 1, 4, sigma=0.5)], colour)
     expected = np.full((24, 40, 3), GREY)
-    assert (first == expected).all()
     expected[3:21, 7:25] = colour
     expected[5:19, 9:23] = GREY
-    assert (second == expected).all()
+    assert (draw(window_around(2, 1, 4, sigma=0.5), colour) == expected).all()
 
 
 def test_box_edge_is_rounded_to_the_nearest_screen_pixel():
     # Edges at 8.4, 4.4 and 24.4, 20.4; a line of 1 pixel centred there covers 8 (7.9 to 8.9), 4, 24 and 20.
-    mask = outline(draw([window_around(2.1, 1.1, 4, sigma=0.25)])[1])
+    mask = outline(draw(window_around(2.1, 1.1, 4, sigma=0.25)))
     assert mask.any(axis=0).nonzero()[0].tolist() == list(range(8, 25))
     assert mask.any(axis=1).nonzero()[0].tolist() == list(range(4, 21))
     assert mask.sum() == 2 * 17 + 2 * 15
@@ -123,41 +140,34 @@ def test_box_edge_is_rounded_to_the_nearest_screen_pixel():
 
 @pytest.mark.parametrize('sigma, line', [(1e-4, 1), (0.25, 1), (0.75, 3), (1, 4), (2, 8), (3, 8), (1e4, 8)])
 def test_line_width_is_sigma_within_limits(sigma, line):
-    mask = outline(draw([window_around(-1, 2.5, 9, sigma)])[1])  # only the top and the right edge are inside
+    mask = outline(draw(window_around(-1, 2.5, 9, sigma)))  # only the top and the right edge are inside
     assert mask[:, :24].sum(axis=0).tolist() == [line] * 24
     assert mask[23].sum() == line
 
 
-def test_every_frame_has_its_own_window_and_the_first_has_none():
-    frames = draw([window_around(left, 1, 2, sigma=0.25) for left in (1, 4, 7)])
-    assert [outline(frame).any(axis=0).argmax() for frame in frames] == [0, 4, 16, 28]
-    assert not outline(frames[0]).any()
-
-
 def test_later_boxes_lie_on_top():
-    windows = np.array([window_around(2, 1, 4, sigma=0.25)])
-    boxes = [(RED, 3, windows), (GREEN, 3, windows)]
-    pixels = np.asarray(render.frames(np.zeros((2, HEIGHT * WIDTH)), SHAPE, SCALE, boxes)[1].convert('RGB'))
+    box, = render.window_boxes(np.array([window_around(2, 1, 4, sigma=0.25)]), 3, SHAPE)
+    pixels = rgb(render.tile(np.zeros(HEIGHT * WIDTH), SHAPE, SCALE, [(RED, box), (GREEN, box)]))
     assert outline(pixels, GREEN).any() and not outline(pixels).any()
 
 
 def test_one_filter_is_a_dot():
-    mask = outline(draw([[0, 0, 0, 0, 0]], filter_size=1)[1])  # centre (20, 12), sigma = 4 screen pixels
+    mask = outline(draw([0, 0, 0, 0, 0], filter_size=1))  # centre (20, 12), sigma = 4 screen pixels
     assert mask[10:14, 18:22].all() and mask.sum() == 16
 
 
 @pytest.mark.parametrize('left, top', [(-20, 1), (20, 1), (2, -20), (2, 20), (1e30, -1e30), (-1e300, 1e300)])
 def test_box_outside_draws_nothing(left, top):
-    assert not outline(draw([window_around(left, top, 4, sigma=0.5)])[1]).any()
+    assert not outline(draw(window_around(left, top, 4, sigma=0.5))).any()
 
 
 def test_box_around_the_image_draws_nothing():
-    assert not outline(draw([window_around(-100, -100, 210, sigma=0.5)])[1]).any()
-    assert not outline(draw([[0, 0, 0, 1e38, 0]])[1]).any()
+    assert not outline(draw(window_around(-100, -100, 210, sigma=0.5))).any()
+    assert not outline(draw([0, 0, 0, 1e38, 0])).any()
 
 
 def test_box_partly_outside_is_clipped():
-    mask = outline(draw([window_around(-2, -1, 4, sigma=0.5)])[1])  # right edge at 8, bottom edge at 12
+    mask = outline(draw(window_around(-2, -1, 4, sigma=0.5)))  # right edge at 8, bottom edge at 12
     expected = np.zeros((24, 40), bool)
     expected[:13, 7:9] = expected[11:13, :9] = True
     assert (mask == expected).all()
@@ -167,20 +177,20 @@ def test_box_partly_outside_is_clipped():
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 def test_window_that_is_not_finite_is_skipped(position, value):
     window = window_around(2, 1, 4, sigma=0.5)
-    assert outline(draw([window])[1]).any()
+    assert outline(draw(window)).any()
     window[position] = value
-    assert not outline(draw([window])[1]).any()
+    assert not outline(draw(window)).any()
 
 
 def test_gif_holds_the_frames(tmp_path):
-    path, images = tmp_path / 'a.gif', paintings()
+    path, images = tmp_path / 'a.gif', pictures()
     render.save_gif(path, images, duration=50, hold=700)
     assert_gif_holds(path, images, [50, 50, 50, 700])
 
 
 @pytest.mark.parametrize('order', ['aabbbaa', 'aaa', 'a'])
 def test_gif_keeps_equal_neighbours(tmp_path, order):
-    images = dict(zip('ab', paintings()))
+    images = dict(zip('ab', pictures()))
     images = [images[name] for name in order]
     render.save_gif(tmp_path / 'a.gif', images)
     assert_gif_holds(tmp_path / 'a.gif', images, [100] * (len(order) - 1) + [2000])
@@ -189,24 +199,24 @@ def test_gif_keeps_equal_neighbours(tmp_path, order):
 @pytest.mark.parametrize('shape, scale', [((1, 1), 1), ((3, 70), 1), ((28, 28), 5)])
 def test_gif_of_any_size(tmp_path, shape, scale):
     canvases = np.random.default_rng(1).uniform(size=(3, shape[0] * shape[1]))
-    images = render.frames(canvases, shape, scale)
+    images = [render.tile(canvas, shape, scale) for canvas in canvases]
     render.save_gif(tmp_path / 'a.gif', images)
     assert_gif_holds(tmp_path / 'a.gif', images, [100, 100, 2000])
 
 
 def test_equal_input_gives_equal_bytes(tmp_path):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-        render.save_gif(tmp_path / f'{name}.gif', paintings(seed=seed))
+        render.save_gif(tmp_path / f'{name}.gif', pictures(seed=seed))
     a, b, c = (tmp_path.joinpath(f'{name}.gif').read_bytes() for name in 'abc')
     assert a == b != c
 
 
 def save_gif(path):
-    render.save_gif(path, paintings())
+    render.save_gif(path, pictures())
 
 
 def save_png(path):
-    render.save_png(path, render.enlarge(np.zeros((2, 3), np.uint8), 2))
+    render.save_png(path, pictures()[0])
 
 
 @pytest.mark.parametrize('save', [save_gif, save_png])
@@ -229,23 +239,29 @@ def test_failure_leaves_the_old_file(tmp_path, monkeypatch, save, function):
     assert path.read_bytes()[:3] in (b'GIF', b'\x89PN') and os.listdir(tmp_path) == ['picture']
 
 
-def test_png_and_enlarge(tmp_path):
-    grey = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)
-    render.save_png(tmp_path / 'a.png', render.enlarge(grey, 2))
+def test_png(tmp_path):
+    picture = render.tile(np.linspace(0, 1, 6), (2, 3), 1)
+    render.save_png(tmp_path / 'a.png', picture)
     with Image.open(tmp_path / 'a.png') as file:
-        assert file.format == 'PNG' and file.mode == 'L'
-        assert np.asarray(file)[::2].tolist() == [[0, 0, 50, 50, 100, 100], [150, 150, 200, 200, 255, 255]]
-        assert np.asarray(file)[1::2].tolist() == [[0, 0, 50, 50, 100, 100], [150, 150, 200, 200, 255, 255]]
+        assert file.format == 'PNG' and rgb(file)[..., 0].tolist() == [[0, 50, 100], [155, 205, 255]]
 
 
-def test_sheet():
-    rows = np.zeros((2, 3, 2, 4))  # 2 rows of 3 images, each 2 high and 4 wide
-    rows[0, 1], rows[1, 2], rows[1, 0, 1, 3] = 0.2, 1, 0.6
-    expected = np.full((6, 16), 96)
-    for i, top in enumerate((0, 4)):
-        for j, left in enumerate((0, 6, 12)):
-            expected[top:top + 2, left:left + 4] = {(0, 1): 51, (1, 2): 255}.get((i, j), 0)
-    expected[5, 3] = 153
-    grey = render.sheet(rows)
-    assert grey.dtype == np.uint8 and grey.tolist() == expected.tolist()
-    assert render.sheet(rows[:1, :1]).shape == (2, 4)
+def test_table():
+    tiles = [render.tile(np.full(8, grey / 255), (2, 4), 1) for grey in (0, 50, 255)]
+    expected = np.full((6, 10), 95)
+    for grey, top, left in ((0, 0, 0), (50, 0, 6), (255, 4, 0)):
+        expected[top:top + 2, left:left + 4] = grey
+    assert rgb(render.table(tiles, columns=2, gap=2))[..., 0].tolist() == expected.tolist()
+    assert render.table(tiles[:1], columns=1, gap=2).size == (4, 2)
+
+
+def test_headings_stand_above_their_columns():
+    picture = render.table([render.tile(np.zeros(900), (30, 30), 1)] * 3, columns=3, gap=0)
+    page = rgb(render.with_headings(picture, ['1', '', '64']))
+    height = len(page) - 30
+    assert not page[height:].any()
+    heading = (page[:height] < 128).all(axis=-1)
+    assert [heading[:, left:left + 30].any() for left in (0, 30, 60)] == [True, False, True]
+    for left in (0, 60):
+        columns = heading[:, left:left + 30].any(axis=0).nonzero()[0]
+        assert abs(columns.mean() - 14.5) < 3

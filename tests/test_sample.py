@@ -8,7 +8,6 @@ from system import cli
 import mxnet as mx
 import numpy as np
 import pytest
-from PIL import Image
 
 import sample
 from commands import ROOT, assert_help_is_complete, colours_per_frame, content, frames, new_folder, refusal, train
@@ -112,20 +111,6 @@ def test_scale_and_prefix(plain_run, tmp_path):
     sample.main([str(plain_run.folder), '-n', '2', '--scale', '3', '--prefix', 'digit', '-o', str(tmp_path)])
     assert sorted(os.listdir(tmp_path)) == ['digit_0.gif', 'digit_1.gif']
     assert frames(tmp_path / 'digit_0.gif')[0].shape == (84, 84, 3)
-
-
-def test_grid(attention_run, tmp_path):
-    path = tmp_path / 'sheet.png'
-    sample.main([str(attention_run.folder), '-n', '5', '--scale', '2', '-o', str(tmp_path), '--grid', str(path)])
-    with Image.open(path) as image:
-        assert image.format == 'PNG'
-        assert image.size == (2 * (4 * 28 + 3 * 2), 2 * (5 * 28 + 4 * 2))  # c_0 .. c_3 by five samples
-        tiles = np.asarray(image.convert('L'))
-    final = frames(tmp_path / 'sample_4.gif')[-1]
-    assert sorted(os.listdir(tmp_path)) == [*(f'sample_{i}.gif' for i in range(5)), 'sheet.png']
-    sample.main([str(attention_run.folder), '-n', '5', '--scale', '2', '-o', str(tmp_path), '--no_boxes'])
-    final = frames(tmp_path / 'sample_4.gif')[-1][..., 0]
-    assert abs(tiles[-56:, -56:].astype(int) - final).max() <= 3  # a GIF has every fifth grey only
 
 
 @pytest.mark.parametrize('argv, reason', [

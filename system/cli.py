@@ -173,6 +173,12 @@ class Progress(tqdm):
             self.say(f'{speed:,.0f}{self._unit}/s: about {duration(self._remaining / speed)} for the '
                      f'{self._remaining:,}{self._unit} that remain')
 
+    def count(self, iterable):
+        """The items of an iterable, each counted."""
+        for item in iterable:
+            yield item
+            self.update()
+
     def say(self, text):
         """Print a line above the bar."""
         if not self._silent:

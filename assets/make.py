@@ -1,30 +1,30 @@
-"""Make the README's pictures and a compact model folder from a run.
+"""Make the README's pictures, and compact model folders, from runs.
 
-    python -m assets.make RUN_DIR NAME
+    python -m assets.make RUN_DIR NAME [RUN_DIR NAME ...]
 
-Writes beside this file: NAME/ (config.json and best.safetensors in half precision, for sample.py and evaluate.py), and
-of that very model NAME_0.gif ... NAME_9.gif (the first ten samples of seed 0), NAME_reconstructions.png (the first
-four test images) and NAME_kl.png (the KL of every time step over training).
+Writes beside this file, for each run, NAME/ (config.json and best.safetensors in half precision, which sample.py and
+evaluate.py take), and of that very model NAME_grid.gif (the first hundred samples of seed 0), NAME_0.gif ...
+NAME_9.gif (the first ten of them), NAME_reconstructions.png (the first four test images) and NAME_kl.png (the KL of
+every time step over training); and of all runs together curves.png (the validation bound over training).
 """
-import glob
+import io
 import os
 import shlex
-import struct
 import sys
 
-from system import cli
+from system import cli, files
 
 import mxnet as mx
 import numpy as np
-from mxboard.proto.event_pb2 import Event
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
 from dataset import stream
 from pictures import paint, render
-from runs import arguments, storage
+from runs import arguments, log, storage
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-_NUM_SAMPLES, _NUM_IMAGES = 10, 4
+_NUM_GIFS, _NUM_SAMPLES, _NUM_IMAGES = 10, 100, 4
+_PAPER = {True: 80.97, False: 87.40}  # bound on the test images in nats, with attention and without
 
 
 def compact_model(run_dir, folder):
@@ -58,57 +58,69 @@ def shorter(command):
 
 def reconstructions(net, arguments):
     """Rows of canvases with their windows, and the original."""
-    test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape, ['test'])['test'][:_NUM_IMAGES]
-    images = stream.evaluation_images(test, arguments['binarization'])
+    test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape, ['test'])['test']
+    images = stream.evaluation_images(test[:_NUM_IMAGES], arguments['binarization'])
     return paint.sheet(net, paint.paint(net, 0, [mx.cpu()], images=images))
 
 
-def kl_table(run_dir):
-    """Training samples (n,) and the KL per time step at each of them (n, num_steps), from the run's event files."""
-    values = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(run_dir), 'events.out.tfevents.*'))):
-        with open(path, 'rb') as file:
-            while len(header := file.read(12)) == 12:  # length, and its checksum
-                event = Event.FromString(file.read(struct.unpack('<Q', header[:8])[0]))
-                file.read(4)
-                values.update({(event.step, int(value.tag[len('kl_per_step/'):])): value.simple_value
-                               for value in event.summary.value if value.tag.startswith('kl_per_step/')})
-    seen = sorted({step for step, _ in values})
-    num_steps = max(t for _, t in values)
-    return np.array(seen), np.array([[values[step, t] for t in range(1, num_steps + 1)] for step in seen])
-
-
-def kl_figure(seen, table, width=640, height=256, left=56, bottom=40, top=24):
-    """The table as a picture: training samples to the right, time steps upwards, the brighter the more nats."""
-    most = float(np.quantile(table, 0.99))
-    grey = np.uint8(255 * np.clip(table.T[::-1] / most, 0, 1))
-    figure = Image.new('L', (left + width + 16, top + height + bottom), 255)
-    figure.paste(Image.fromarray(grey).resize((width, height), Image.NEAREST), (left, top))
-    draw, font = ImageDraw.Draw(figure), ImageFont.load_default(13)
-    draw.text((left, 4), f'KL per time step on the validation images: black 0, white {most:.1f} nats', 0, font)
-    for t in (1, len(table[0]) // 2, len(table[0])):
-        draw.text((left - 8, top + height * (1 - (t - 0.5) / len(table[0]))), f'{t}', 0, font, anchor='rm')
-    draw.text((4, top + height // 4), 'step', 0, font)
-    for fraction in (0, 0.5, 1):
-        at = seen[round(fraction * (len(seen) - 1))]
-        draw.text((left + fraction * width, top + height + 4), f'{at:,}', 0, font,
-                  anchor=('la', 'ma', 'ra')[round(2 * fraction)])
-    draw.text((left + width // 2, top + height + 22), 'training samples', 0, font, anchor='ma')
+def kl_figure(seen, table):
+    """The KL of each time step over training, as colours."""
+    figure, axes = _new_figure('time step')
+    steps = np.arange(1, table.shape[1] + 1)
+    colours = axes.pcolormesh(seen, steps, table.T, vmin=0, vmax=np.quantile(table, 0.99), shading='nearest')
+    figure.colorbar(colours, label='KL on the validation images,\nnats per image', extend='max')
     return figure
 
 
-def main(run_dir, name):
+def curves_figure(runs):
+    """The validation bounds of runs, a list of (with attention?, array (n, 2)), and the paper's bounds."""
+    figure, axes = _new_figure('bound on the validation images,\nnats per image')
+    for attention, bound in runs:
+        label, colour = f'{"with" if attention else "without"} attention', 'C0' if attention else 'C1'
+        axes.plot(*bound.T, color=colour, label=label)
+        axes.axhline(_PAPER[attention], color=colour, linestyle='--',
+                     label=f'the paper, {label}, test images: {_PAPER[attention]:.2f}')
+    ends = [bound[-1, 1] for _, bound in runs]
+    axes.set(xlim=(0, None), ylim=(min(_PAPER.values()) - 5, max(*ends, max(_PAPER.values())) + 50))
+    axes.legend()
+    return figure
+
+
+def _new_figure(ylabel):
+    figure = Figure(figsize=(8, 3.5), dpi=100, layout='constrained')
+    axes = figure.subplots()
+    axes.set(xlabel='training samples', ylabel=ylabel)
+    axes.xaxis.set_major_formatter('{x:,.0f}')
+    return figure, axes
+
+
+def _save(name, figure):
+    file = io.BytesIO()
+    figure.savefig(file, format='png')
+    files.write_whole(os.path.join(FOLDER, name), file.getvalue())
+
+
+def make(run_dir, name):
+    """The model folder and the pictures of one run."""
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, [mx.cpu()])
     arguments = storage.read_config(run_dir)['arguments']  # they know where the data is
-    samples = paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES)
-    paint.write_gifs(net, samples, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
+    samples = list(paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES))
+    render.save_gif(f'{folder}_grid.gif', paint.grid(net, samples))
+    paint.write_gifs(net, samples[:_NUM_GIFS], output_dir=FOLDER, prefix=name, scale=paint.SCALE)
     render.save_png(f'{folder}_reconstructions.png', reconstructions(net, arguments))
-    render.save_png(f'{folder}_kl.png', kl_figure(*kl_table(run_dir)))
+    _save(f'{name}_kl.png', kl_figure(*log.read_kl_per_step(run_dir)))
+
+
+def main(*argv):
+    for run_dir, name in zip(argv[::2], argv[1::2]):
+        make(run_dir, name)
+    _save('curves.png', curves_figure([(storage.read_config(run_dir)['arguments']['attention'],
+                                        log.read_scalars(run_dir)['validation']['bound']) for run_dir in argv[::2]]))
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 3 or len(sys.argv) % 2 == 0:
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -1,10 +1,10 @@
 """assets/make.py, and the models in assets/."""
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-import mxnet as mx
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,8 +40,9 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
     run, = (tmp_path / 'logs').iterdir()
     make.main(str(run), 'model')
     made = tmp_path / 'made'
-    assert sorted(os.listdir(made)) == sorted(['model', 'model_kl.png', 'model_reconstructions.png',
-                                               *(f'model_{i}.gif' for i in range(10))])
+    assert sorted(os.listdir(made)) == sorted([
+        'curves.png', 'model', 'model_grid.gif', 'model_kl.png', 'model_reconstructions.png',
+        *(f'model_{i}.gif' for i in range(10))])
     assert sorted(os.listdir(made / 'model')) == ['best.safetensors', 'config.json']
     config, original = (storage.read_config(folder) for folder in (made / 'model', run))
     assert str(tmp_path) not in (made / 'model' / 'config.json').read_text()
@@ -50,29 +51,38 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
     assert config['validation'] == original['validation'] and config['seconds'] == original['seconds']
     assert (made / 'model' / 'best.safetensors').stat().st_size < 0.7 * (run / 'best.safetensors').stat().st_size
     sample.main([str(made / 'model'), '-o', str(tmp_path / 'out')])  # the GIFs are those of the stored model
+    sample.main([str(made / 'model'), '--grid', str(tmp_path / 'out' / 'grid.gif')])
+    assert (made / 'model_grid.gif').read_bytes() == (tmp_path / 'out' / 'grid.gif').read_bytes()
     for i in range(10):
         assert (made / f'model_{i}.gif').read_bytes() == (tmp_path / 'out' / f'sample_{i}.gif').read_bytes()
-    seen, table = make.kl_table(str(run))
-    assert list(seen) == [32, 64] and table.shape == (2, T)
-    assert table[-1].sum() == pytest.approx(run_kl(run), rel=1e-4)
     with Image.open(made / 'model_reconstructions.png') as picture:
         assert picture.width == 4 * ((T + 1) * 29 - 1)
 
 
-def run_kl(run):
-    """The KL of the last validation, computed again from last.safetensors."""
-    net = storage.build_net(storage.read_config(run)['arguments'])
-    net.initialize()
-    storage.load_params(run, 'last', net)
-    arguments = storage.read_config(run)['arguments']
-    args = train_mnist.parse_args(train_mnist.cli.Parser(), ['--resume', str(run)])
-    images = train_mnist.stream.evaluation_images(
-        train_mnist.stream.load('mnist', arguments['data_dir'], (28, 28))['validation'], 'dynamic')[:7]
-    return train_mnist.Training(net, args, [mx.cpu()]).validate(images)[1]
-
-
 def test_kl_figure_shows_the_table(make):
     table = np.zeros((3, T))
-    table[1, 0] = 1.  # the second validation, the first step: in the middle, at the bottom
-    picture = np.asarray(make.kl_figure(np.array([10, 20, 30]), table, width=30, height=40, left=0, bottom=0, top=0))
-    assert picture[38, 15] == 255 and picture[38, 5] == 0 and picture[5, 15] == 0
+    table[1, 0] = 1.  # the second validation, the first step
+    figure = make.kl_figure(np.array([10, 20, 30]), table)
+    mesh, = figure.axes[0].collections
+    np.testing.assert_array_equal(np.reshape(mesh.get_array(), (T, 3)), table.T)
+    left, bottom, right, top = figure.axes[0].dataLim.extents
+    assert (left, right) == (5, 35) and (bottom, top) == (0.5, T + 0.5)
+
+
+def test_curves_stand_beside_the_papers(make):
+    attention, plain = np.array([[0, 500], [10, 90.]]), np.array([[0, 400], [20, 95.]])
+    axes, = make.curves_figure([(True, attention), (False, plain)]).axes
+    ours, paper, ours_plain, paper_plain = axes.get_lines()
+    for line, points in ((ours, attention), (ours_plain, plain)):
+        np.testing.assert_array_equal(np.transpose(line.get_data()), points)
+    assert set(paper.get_ydata()) == {80.97} and set(paper_plain.get_ydata()) == {87.40}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        'with attention', 'the paper, with attention, test images: 80.97',
+        'without attention', 'the paper, without attention, test images: 87.40']
+    assert axes.get_ylim() == (75.97, 145)
+
+
+def test_a_name_for_every_run(make):
+    for argv in ([], ['run'], ['run', 'model', 'other']):
+        result = subprocess.run([sys.executable, '-m', 'assets.make', *argv], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 1 and 'RUN_DIR NAME' in result.stderr

@@ -6,6 +6,7 @@
 """
 import contextlib
 import math
+import os
 import shlex
 import shutil
 import signal
@@ -122,10 +123,12 @@ def finish(training, validation_images, log, folder, config, stop):
         'num_images': len(validation_images), 'parameters': 'best.safetensors', 'samples_seen': training.seen}
     log.result(training.seen, config['validation'])
     samples = paint.paint(training.net, 0, training.contexts, num_samples=_NUM_GIFS)
-    paint.write_gifs(training.net, samples, output_dir=folder, prefix='sample', scale=paint.SCALE)
+    gifs = os.path.join(folder, 'samples')
+    os.makedirs(gifs, exist_ok=True)
+    paint.write_gifs(training.net, samples, output_dir=gifs, prefix='sample', scale=paint.SCALE)
     print(f'Negative variational bound of best.safetensors on all {len(validation_images):,} validation images: '
           f'{reconstruction + kl:.2f} nats (reconstruction {reconstruction:.2f}, KL {kl:.2f}).\n'
-          f'{_NUM_GIFS} samples: {folder}/sample_0.gif ... sample_{_NUM_GIFS - 1}.gif')
+          f'{_NUM_GIFS} samples: {gifs}/sample_0.gif ... sample_{_NUM_GIFS - 1}.gif')
 
 
 def is_complete(config, checkpoint, args):

@@ -84,5 +84,6 @@ def test_curves_stand_beside_the_papers(make):
 
 def test_a_name_for_every_run(make):
     for argv in ([], ['run'], ['run', 'model', 'other']):
-        result = subprocess.run([sys.executable, '-m', 'assets.make', *argv], capture_output=True, text=True, timeout=60)
+        result = subprocess.run([sys.executable, '-m', 'assets.make', *argv], capture_output=True, text=True,
+                                timeout=60)
         assert result.returncode == 1 and 'RUN_DIR NAME' in result.stderr

@@ -104,8 +104,7 @@ class AttentionWindow(HybridBlock):
     def __init__(self, filter_size, image_shape, **kwargs):
         super().__init__(**kwargs)
         if not 1 <= filter_size <= min(image_shape):
-            raise ValueError(f'filter_size must be from 1 to {min(image_shape)} for {image_shape[0]}x{image_shape[1]} '
-                             f'images (height x width), not {filter_size}')
+            raise ValueError(f'filter_size must be from 1 to {min(image_shape)}, not {filter_size}')
         self.filter_size, self.image_shape = filter_size, tuple(image_shape)
         with self.name_scope():
             self.window = _dense(5, bias=np.array(self._first_window))
@@ -259,13 +258,13 @@ class DRAW(HybridBlock):
             for parameter in block.collect_params().values():
                 if 0 in parameter.shape:  # the weight of a map from h_dec
                     parameter.shape = parameter.shape[0], units
-        num_read = self._num_pixels if read.whole else 2 * read.filter_size ** 2
         with self.name_scope():
             self.read, self.write = read, write
-            # By the inputs alone for the 2 N^2 values of a glimpse: the average with the outputs would mute them.
-            self.r_to_enc = _dense(num_gates, num_read, factor_type='avg' if read.whole else 'in')
             if read.whole:
-                self.x_to_enc = _dense(num_gates, num_read, use_bias=False)
+                self.r_to_enc = _dense(num_gates, self._num_pixels)
+                self.x_to_enc = _dense(num_gates, self._num_pixels, use_bias=False)
+            else:  # by the inputs alone: the average with the outputs would mute so few
+                self.r_to_enc = _dense(num_gates, 2 * read.filter_size ** 2, factor_type='in')
             self.h_dec_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_q = _dense(2 * latent_dim, units)
@@ -364,9 +363,8 @@ class DRAW(HybridBlock):
         return state
 
     def _check(self, eps, x=None):
-        T, n = self.num_steps, self.latent_dim
-        if eps.ndim != 3 or eps.shape[::2] != (T, n):
-            raise ValueError(f'eps must be (num_steps, batch, latent_dim) = ({T}, batch, {n}), not {eps.shape}')
+        if eps.ndim != 3 or eps.shape[::2] != (self.num_steps, self.latent_dim):
+            raise ValueError(f'eps must be ({self.num_steps}, batch, {self.latent_dim}), not {eps.shape}')
         if x is not None and x.shape != (eps.shape[1], self._num_pixels):
             raise ValueError(f'x must be (batch, height * width) = {eps.shape[1], self._num_pixels}, not {x.shape}')
 

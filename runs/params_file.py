@@ -43,17 +43,12 @@ def write(path, arrays, metadata):
     """
     text = json.dumps({'sha256': _NO_CHECKSUM, **metadata}, allow_nan=False)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors reads raw memory
-    content = safetensors.numpy.save(arrays, {'draw': text})
+    content = bytearray(safetensors.numpy.save(arrays, {'draw': text}))
     if int.from_bytes(content[:8], 'little') > _MAX_HEADER:
         raise OSError(errno.EFBIG, 'its metadata would be larger than 1 MiB', path)
-    start = content.index(_NO_CHECKSUM.encode())
-
-    def write_to(temporary):
-        with open(temporary, 'wb') as file:
-            file.write(content[:start] + hashlib.sha256(content).hexdigest().encode())
-            file.write(memoryview(content)[start + len(_NO_CHECKSUM):])  # of a checkpoint, too large to copy
-
-    files.write_whole(path, write_to)
+    at = content.index(_NO_CHECKSUM.encode())
+    content[at:at + len(_NO_CHECKSUM)] = hashlib.sha256(content).hexdigest().encode()
+    files.write_whole(path, content)
 
 
 def read(path, shapes):

@@ -263,8 +263,8 @@ def test_gifs_go_to_the_folder_of_the_run(plain_run, tmp_path, monkeypatch, caps
     sample.main([folder, '-n', '2'])
     sample.main([folder, '-n', '1', '--seed', '1'])
     assert capsys.readouterr().out.splitlines() == [
-        '2 samples of run/best.params: run/samples/sample_0.gif ... sample_1.gif',
-        '1 sample of run/best.params: run/samples/sample_0.gif']
+        '2 samples of run/best.safetensors: run/samples/sample_0.gif ... sample_1.gif',
+        '1 sample of run/best.safetensors: run/samples/sample_0.gif']
     assert os.listdir() == ['run'] and sorted(os.listdir('run/samples')) == ['sample_0.gif', 'sample_1.gif']
 
 

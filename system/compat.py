@@ -15,7 +15,7 @@ import warnings
 
 PYTHONS = '3.9', '3.13'  # the oldest and the newest that it was run with
 NEWEST_NUMPY = '2.5'  # a newer one may have dropped more of what MXNet looks up
-# Those of requirements.txt, by the names of the imports.
+# Of requirements.txt, by the names of the imports; matplotlib only draws the figures.
 _PACKAGES = 'numpy', 'requests', 'mxnet', 'mxboard', 'safetensors', 'PIL', 'tqdm'
 
 
@@ -49,7 +49,7 @@ def check():
         refuse(f'this is {python}; make the environment with a Python from {PYTHONS[0]} to {PYTHONS[1]}')
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
         refuse(f'this is {platform.system()} on {platform.machine()}; MXNet 1.9.1 needs Linux on x86_64: such a '
-                'machine, WSL, or a container for linux/amd64')
+               'machine, WSL, or a container for linux/amd64')
     if sys.flags.optimize > 1:
         refuse('python -OO (PYTHONOPTIMIZE=2) takes away the docstrings, which MXNet 1.9.1 needs: run it without')
     for name in _PACKAGES:
@@ -81,7 +81,7 @@ def set_back():
 
     if _numbers(numpy.__version__) > _numbers(NEWEST_NUMPY):
         refuse(f"this is NumPy {numpy.__version__}, newer than any that MXNet 1.9.1 was run with: "
-                f"pip install 'numpy=={NEWEST_NUMPY}.*'")
+               f"pip install 'numpy=={NEWEST_NUMPY}.*'")
     names = {
         # Left in 1.24, and came back in 2.0 as NumPy's own type, which stands.
         'bool': bool,

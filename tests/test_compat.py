@@ -72,6 +72,13 @@ def test_every_script_is_turned_away_without_packages(script):
     assert re.fullmatch(rf'{script}: error: Python {re.escape(version)}.* \(.+\) has no numpy: .*\n', result.stderr)
 
 
+def test_python_without_docstrings_is_turned_away():
+    result = subprocess.run([sys.executable, '-OO', ROOT / 'sample.py', '--help'], capture_output=True, text=True,
+                            timeout=60)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert re.fullmatch(r'sample\.py: error: python -OO .*: run it without\n', result.stderr)
+
+
 def test_library_raises_import_error():
     """In a notebook, say: it can be caught, and says the same line."""
     pretend, line = ELSEWHERE['no mxnet']

@@ -185,14 +185,18 @@ def _events(folder):
     names = sorted(entry.name for entry in os.scandir(folder)
                    if _EVENT_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
     for name in names:
-        with open(os.path.join(folder, name), 'rb') as file, contextlib.suppress(DecodeError, UnicodeDecodeError):
+        # protobuf has three ways to say that bytes are no event, one of them in its C++ version alone.
+        with open(os.path.join(folder, name), 'rb') as file, \
+                contextlib.suppress(DecodeError, UnicodeDecodeError, SystemError):
             size = os.fstat(file.fileno()).st_size
             while len(header := file.read(12)) == 12:
                 length, checksum = struct.unpack('<QI', header)
                 if checksum != masked_crc32c(header[:8]) or file.tell() + length + 4 > size:
                     break
-                yield Event.FromString(file.read(length))
-                file.read(4)  # the content's checksum
+                content = file.read(length)
+                if file.read(4) != struct.pack('<I', masked_crc32c(content)):
+                    break
+                yield Event.FromString(content)
 
 
 def _values(folder, kind):

@@ -114,10 +114,13 @@ class Browser:
 @contextlib.contextmanager
 def browser(size=(1600, 1000)):
     """A Browser, ended at last."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, \
-            served(['chromedriver', '--port=0'], r'started successfully on port (\d+)') as port:
-        page = Browser(port, profile, size)
-        try:
-            yield page
-        finally:
-            page.quit()
+    profile = tempfile.mkdtemp()
+    try:
+        with served(['chromedriver', '--port=0'], r'started successfully on port (\d+)') as port:
+            page = Browser(port, profile, size)
+            try:
+                yield page
+            finally:
+                page.quit()
+    finally:
+        shutil.rmtree(profile, ignore_errors=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 import pytest
+from mxboard.record_writer import masked_crc32c
 from mxnet import autograd
 from PIL import Image
 
@@ -132,6 +133,11 @@ def test_damaged_event_files_are_read_as_far_as_they_go(logdir, tmp_path):
     for _ in range(MUTATIONS):
         path.write_bytes(mutate(whole, rng))
         read_scalars(tmp_path)
+    for _ in range(MUTATIONS):
+        content = mutate(whole[16:200], rng)  # with a right checksum
+        length = len(content).to_bytes(8, 'little')
+        path.write_bytes(b''.join(part + masked_crc32c(part).to_bytes(4, 'little') for part in (length, content)))
+        read_scalars(tmp_path)
     points = set()
     for length in range(0, len(whole), 997):
         path.write_bytes(whole[:length])
@@ -183,7 +189,7 @@ def test_event_file_that_cannot_be_opened_is_named(tmp_path, name):
 @pytest.mark.parametrize('room', [0, 10, 100, 1000])
 def test_full_disk_is_told_with_the_name_of_the_file(tmp_path, room):
     """A limit on the size of a file stands for the full disk. The program that meets it ends by itself."""
-    program = ('import sys; from runs.log import Log\n'
+    program = ('import sys, system; from runs.log import Log\n'
                'try:\n'
                '    log = Log(sys.argv[1], {})\n'
                '    for seen in range(1000):\n'

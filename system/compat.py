@@ -15,8 +15,8 @@ import warnings
 
 PYTHONS = '3.9', '3.13'  # the oldest and the newest that it was run with
 NEWEST_NUMPY = '2.5'  # a newer one may have dropped more of what MXNet looks up
-# Of requirements.txt, by the names of the imports; matplotlib only draws the figures.
-_PACKAGES = 'numpy', 'requests', 'mxnet', 'mxboard', 'safetensors', 'PIL', 'tqdm'
+# Those of requirements.txt, by the names of the imports.
+_PACKAGES = 'numpy', 'requests', 'mxnet', 'mxboard', 'safetensors', 'PIL', 'matplotlib', 'tqdm'
 
 
 class Unsupported(ImportError):

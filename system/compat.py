@@ -23,18 +23,18 @@ class Unsupported(ImportError):
     """MXNet cannot run here; the message is one line: what was found, and what to do."""
 
 
-def refuse(line):
-    """Raise Unsupported. If nobody catches it, the program ends with the line and exit code 2, without a traceback."""
+def say_little_at_the_end():
+    """Let a script that Unsupported ends say its line, with exit code 2, and one that Ctrl-C ends say nothing."""
     usual = sys.excepthook
 
     def hook(kind, error, traceback):
-        if kind is not Unsupported or hasattr(sys, 'ps1'):  # ps1: a person at a prompt, who wants to go on
+        if hasattr(sys, 'ps1') or kind not in (Unsupported, KeyboardInterrupt):  # ps1: a person at a prompt
             return usual(kind, error, traceback)
-        sys.stderr.write(f'{os.path.basename(sys.argv[0])}: error: {error}\n')
-        raise SystemExit(2)
+        if kind is Unsupported:
+            sys.stderr.write(f'{os.path.basename(sys.argv[0])}: error: {error}\n')
+            raise SystemExit(2)
 
     sys.excepthook = hook
-    raise Unsupported(line)
 
 
 def _numbers(version):
@@ -46,17 +46,18 @@ def check():
     """Raise Unsupported unless Python, the machine and the installed packages are some that MXNet runs with."""
     python = f'Python {platform.python_version()} ({sys.executable})'
     if not _numbers(PYTHONS[0]) <= sys.version_info[:2] <= _numbers(PYTHONS[1]):
-        refuse(f'this is {python}; make the environment with a Python from {PYTHONS[0]} to {PYTHONS[1]}')
+        raise Unsupported(f'this is {python}; make the environment with a Python from {PYTHONS[0]} to {PYTHONS[1]}')
     if (platform.system(), platform.machine()) != ('Linux', 'x86_64'):
-        refuse(f'this is {platform.system()} on {platform.machine()}; MXNet 1.9.1 needs Linux on x86_64: such a '
-               'machine, WSL, or a container for linux/amd64')
+        raise Unsupported(f'this is {platform.system()} on {platform.machine()}; MXNet 1.9.1 needs Linux on x86_64: '
+                          'such a machine, WSL, or a container for linux/amd64')
     if sys.flags.optimize > 1:
-        refuse('python -OO (PYTHONOPTIMIZE=2) takes away the docstrings, which MXNet 1.9.1 needs: run it without')
+        raise Unsupported('python -OO (PYTHONOPTIMIZE=2) takes away the docstrings, which MXNet 1.9.1 needs: run it '
+                          'without')
     for name in _PACKAGES:
         if not importlib.util.find_spec(name):
-            refuse(f'{python} has no {name}: source .venv/bin/activate, or install as README.md says')
+            raise Unsupported(f'{python} has no {name}: source .venv/bin/activate, or install as README.md says')
     if not importlib.util.find_spec('distutils'):
-        refuse(f'{python} has no distutils, which MXNet imports: pip install setuptools')
+        raise Unsupported(f'{python} has no distutils, which MXNet imports: pip install setuptools')
 
 
 def check_libraries():
@@ -68,7 +69,7 @@ def check_libraries():
         try:
             ctypes.CDLL(library)
         except OSError as error:
-            refuse(f'{error}; install it (Debian, Ubuntu: apt install {package})')
+            raise Unsupported(f'{error}; install it (Debian, Ubuntu: apt install {package})') from None
 
 
 def _gone(*_, **__):
@@ -80,8 +81,8 @@ def set_back():
     import numpy
 
     if _numbers(numpy.__version__) > _numbers(NEWEST_NUMPY):
-        refuse(f"this is NumPy {numpy.__version__}, newer than any that MXNet 1.9.1 was run with: "
-               f"pip install 'numpy=={NEWEST_NUMPY}.*'")
+        raise Unsupported(f"this is NumPy {numpy.__version__}, newer than any that MXNet 1.9.1 was run with: "
+                          f"pip install 'numpy=={NEWEST_NUMPY}.*'")
     names = {
         # Left in 1.24, and came back in 2.0 as NumPy's own type, which stands.
         'bool': bool,

@@ -33,7 +33,7 @@ def threads():
     for name in ('OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'):
         text = os.environ.get(name, '').split(',')[0].strip()  # OpenMP takes a list, for nested loops
         if text and not (text.isdecimal() and 0 < int(text) < 2 ** 15):
-            compat.refuse(f'the environment variable {name} must be a number of threads, not {text!r}')
+            raise compat.Unsupported(f'the environment variable {name} must be a number of threads, not {text!r}')
         if text:
             return int(text)
     return None

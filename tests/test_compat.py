@@ -2,6 +2,7 @@
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -180,3 +181,13 @@ def test_import_says_nothing():
     assert system.compat is compat
     result = python('import system, mxnet, mxboard; import runs.log')
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
+
+
+def test_ctrl_c_while_mxnet_is_imported_says_nothing(tmp_path):
+    (tmp_path / 'mxnet').mkdir()
+    (tmp_path / 'mxnet' / '__init__.py').write_text('import os, signal, time; os.kill(os.getpid(), signal.SIGINT)\n'
+                                                    'time.sleep(5)\n')
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, ROOT / 'sample.py'], env={**os.environ, 'PYTHONPATH': path}, timeout=60,
+                          capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and not done.stdout and not done.stderr

@@ -131,6 +131,14 @@ def finish(training, validation_images, log, folder, config, stop):
           f'{_NUM_GIFS} samples: {gifs}/sample_0.gif ... sample_{_NUM_GIFS - 1}.gif')
 
 
+def used_devices(config):
+    """What a run computes with, in words."""
+    arguments = config.get('arguments', {})
+    if arguments.get('gpu') or arguments.get('gpus'):
+        return f'GPU {arguments.get("gpus") or 0}'
+    return f'{arguments.get("cpu_contexts")} contexts of {config.get("threads")} threads'
+
+
 def is_complete(config, checkpoint, args):
     """Whether a run has seen all training samples that are asked for, and was finished."""
     seen = checkpoint[1]['samples_seen'] if checkpoint else 0
@@ -169,12 +177,16 @@ def run(args, contexts, group, command):
         training, log = Training(net, args, contexts, group), NoLog()
         training.resume(checkpoint)
         if leads:
+            before = used_devices(config)
             config.update(arguments=arguments_of(args), threads=devices.threads())
             if not folder:
                 config.update(command=command, versions=storage.versions())
                 folder = storage.create(args.logdir, 'attention' if args.attention else 'no_attention', config)
                 stack.enter_context(storage.lock(folder))
             else:
+                if used_devices(config) != before:
+                    print(f'Note: {before} before, {used_devices(config)} now. The parameters will differ in the last '
+                          'bits from those of a training that was never stopped.')
                 config.setdefault('resumed', []).append({'command': command, 'samples_seen': training.seen})
                 files.remove_unfinished(folder)
                 storage.write_config(folder, config)

@@ -3,10 +3,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from system import devices
 
 import pytest
+
+import train_mnist
 
 NAMES = ('OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS', 'MXNET_CPU_PARALLEL_SIZE', 'MXNET_CPU_TEMP_COPY')
 LARGE = str(2 ** 31 - 1)
@@ -65,3 +68,13 @@ def test_threads_that_are_no_number(monkeypatch, text):
     monkeypatch.setenv('OMP_NUM_THREADS', text)
     with pytest.raises(ImportError, match='OMP_NUM_THREADS must be a number of threads'):
         devices.threads()
+
+
+def test_a_run_that_goes_on_with_other_devices_says_so(workplace, capsys):
+    sizes = ['-s', '1', '-u', '2', '-l', '1', '-b', '4', '-f', '8', '-v', '4', '--logdir', 'runs']
+    assert train_mnist.main([*sizes, '-t', '8', '--cpu_contexts', '2']) == 0
+    folder = str(next(Path('runs').iterdir()))
+    for argv, said in ((['-t', '16'], False), (['-t', '24', '--cpu_contexts', '1'], True), (['-t', '32'], False)):
+        capsys.readouterr()
+        assert train_mnist.main(['--resume', folder, *argv]) == 0
+        assert ('Note: 2 contexts of 1 threads before, 1 contexts of 1 threads now.' in capsys.readouterr().out) == said

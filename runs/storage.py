@@ -15,6 +15,7 @@ from importlib import metadata
 
 from system import cli, files
 
+import mxnet
 from mxnet import cpu, nd
 
 import core
@@ -34,8 +35,9 @@ class RunError(cli.UserError):
 
 def versions():
     """Versions of Python and of the packages that a result depends on."""
-    packages = ('mxnet', 'numpy', 'mxboard', 'pillow')
-    return {'python': platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    packages = ('numpy', 'mxboard', 'pillow')
+    return {'python': platform.python_version(), 'mxnet': mxnet.__version__,  # whose wheels for CUDA have other names
+            **{name: metadata.version(name) for name in packages}}
 
 
 def check_writable(folder):

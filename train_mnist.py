@@ -56,8 +56,8 @@ def train(training, images, validation_images, log, folder, stop):
     checkpoint_freq = args.checkpoint_freq or args.val_freq
     moment = log_moment = time.perf_counter()
 
-    def due(frequency):
-        return training.seen % frequency < args.batch_size or training.seen >= total or stopping
+    def is_due(frequency):
+        return training.seen % frequency < args.batch_size or training.seen >= total
 
     with cli.Progress('training', total, 'samples', training.seen, training.group.rank > 0) as bar:
         while training.seen < args.num_train_samples and not stopping:
@@ -67,16 +67,16 @@ def train(training, images, validation_images, log, folder, stop):
             stopping = training.group.any(stop.signal is not None)
             training.seconds, moment = training.seconds + time.perf_counter() - moment, time.perf_counter()
             bar.update(args.batch_size)
-            if not any(map(due, (args.log_freq, args.val_freq, checkpoint_freq))):
+            if not (stopping or any(map(is_due, (args.log_freq, args.val_freq, checkpoint_freq)))):
                 continue
             reconstruction, kl, norm = np.mean(recent, axis=0, dtype=np.float64).tolist()
             log.bound('train', training.seen, reconstruction, kl)
             log.optimization(training.seen, gradient_norm=norm, learning_rate=training.learning_rate(),
                              samples_per_second=(training.seen - logged) / (time.perf_counter() - log_moment))
             bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
-            if due(args.val_freq) and not stopping:
+            if is_due(args.val_freq):  # also when stopping, as a run that goes on begins with the next step
                 validate(training, validation_images[:args.num_val_samples], log, folder, bar)
-            if due(checkpoint_freq):
+            if stopping or is_due(checkpoint_freq):
                 training.save_checkpoint(folder, log)
             recent, logged, log_moment = [], training.seen, time.perf_counter()
     log.save_curves()

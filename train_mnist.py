@@ -118,14 +118,15 @@ def finish(training, validation_images, log, folder, config, stop):
         reconstruction, kl, _ = training.validate(validation_images, on_batch)
     if not leads:
         return
-    config['validation'] = {
+    validation = {
         'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl, 'unit': 'nats',
         'num_images': len(validation_images), 'parameters': 'best.safetensors', 'samples_seen': training.seen}
-    log.result(training.seen, config['validation'])
+    log.result(training.seen, validation)
     samples = paint.paint(training.net, 0, training.contexts, num_samples=_NUM_GIFS)
     gifs = os.path.join(folder, 'samples')
     os.makedirs(gifs, exist_ok=True)
     paint.write_gifs(training.net, samples, output_dir=gifs, prefix='sample', scale=paint.SCALE)
+    config['validation'] = validation  # last, as it makes the run complete
     print(f'Negative variational bound of best.safetensors on all {len(validation_images):,} validation images: '
           f'{reconstruction + kl:.2f} nats (reconstruction {reconstruction:.2f}, KL {kl:.2f}).\n'
           f'{_NUM_GIFS} samples: {gifs}/sample_0.gif ... sample_{_NUM_GIFS - 1}.gif')
@@ -192,10 +193,17 @@ def run(args, contexts, group, command):
                 storage.write_config(folder, config)
             print(f'Run folder: {folder}' + (f', from {training.seen:,} training samples on' if training.seen else ''))
             log = Log(folder, config['arguments'], training.seen)
+
+        def keep_config():
+            if leads:
+                config.update(samples_seen=training.seen, seconds=round(training.seconds))
+                storage.write_config(folder, config)
+
         try:
             with cli.Stop() as stop:
                 train(training, images, validation_images, log, folder, stop)
                 finish(training, validation_images, log, folder, config, stop)
+                keep_config()
             return 0
         except cli.Stopped:
             if leads:
@@ -229,10 +237,8 @@ def run(args, contexts, group, command):
             return 1
         finally:
             log.close()
-            if leads:
-                config.update(samples_seen=training.seen, seconds=round(training.seconds))
-                with contextlib.suppress(OSError):  # a full disk, which was told
-                    storage.write_config(folder, config)
+            with contextlib.suppress(OSError):  # a full disk, which was told
+                keep_config()
 
 
 def go_on(folder, group):

@@ -89,10 +89,37 @@ def test_signal_in_any_phase(whole, argv, monkeypatch, capsys, phase):
     assert assert_goes_on_to_the_same_end(whole)
 
 
+@pytest.mark.parametrize('phase', ['validation', 'checkpoint', 'final validation', 'GIFs'])
+def test_second_signal_in_any_phase(whole, argv, monkeypatch, capsys, phase):
+    with monkeypatch.context() as patch:
+        at_call(patch, *PHASES[phase], lambda: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])
+        assert ending(argv) == 130
+    out, err = capsys.readouterr()
+    assert not err and '--resume' in out
+    assert assert_goes_on_to_the_same_end(whole)
+    assert 'is complete' not in capsys.readouterr().out
+
+
 # System calls
 
 CALLS = [(os, 'rename', 1), (os, 'fsync', 2), (os, 'fsync', 12), (os, 'replace', 1), (os, 'replace', 9),
          (os, 'replace', 24), (os, 'makedirs', 4), (builtins, 'open', 60)]
+
+
+@pytest.mark.parametrize('owner, name, number', CALLS, ids=[f'{name} {number}' for _, name, number in CALLS])
+def test_system_call_that_fails(whole, argv, monkeypatch, capsys, owner, name, number):
+    def fail():
+        failed.append(name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'somewhere')
+
+    failed = []
+    with monkeypatch.context() as patch:
+        at_call(patch, owner, name, number, fail)
+        code = ending(argv)
+    assert failed and code in (1, 2)
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1 and 'No space left on device' in err
+    assert assert_goes_on_to_the_same_end(whole) or code == 2
 
 
 def test_folder_that_is_gone(argv, monkeypatch, capsys):

@@ -221,15 +221,15 @@ def run(args, contexts, group, command):
                 rate = f' --learning_rate {args.learning_rate / 10:g}'
                 cli.complain(f'{error}; the checkpoint {state}. {go_on(folder, group)}{rate}')
             return 1
-        except mx.MXNetError as error:  # it has no more memory, as a rule
+        except (mx.MXNetError, MemoryError) as error:  # MXNet has no more memory, as a rule, or NumPy
             with contextlib.suppress(mx.MXNetError):
                 mx.nd.waitall()  # or it fails again at the end of the program
             if not training.seen and not args.resume:
                 if leads:
                     shutil.rmtree(folder)
-                raise cli.UserError(f'MXNet cannot do this: {cli.last_line(error)}') from None
+                raise cli.UserError(f'no step can be done: {cli.last_line(error)}') from None
             if leads:
-                cli.complain(f'MXNet: {cli.last_line(error)}. {go_on(folder, group)}')
+                cli.complain(f'{cli.last_line(error)}. {go_on(folder, group)}')
             return 1
         except OSError as error:
             if leads:

@@ -80,6 +80,10 @@ def one_line(parser):
         parser.error(str(error))
     except OSError as error:
         parser.error(reason(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != 'MXNetError':  # mxnet may not be imported yet
+            raise
+        parser.error(f'too little memory, as a rule: {last_line(error)}')
 
 
 class Stopped(Exception):

@@ -122,6 +122,29 @@ def test_system_call_that_fails(whole, argv, monkeypatch, capsys, owner, name, n
     assert assert_goes_on_to_the_same_end(whole) or code == 2
 
 
+@pytest.mark.parametrize('error', [MemoryError('Unable to allocate 9 GiB'), MXNetError('Stack:\n  no memory')],
+                         ids=type)
+@pytest.mark.parametrize('step', [1, 4])
+def test_no_memory(whole, argv, monkeypatch, capsys, error, step):
+    def fail():
+        raise error
+
+    with monkeypatch.context() as patch:
+        at_call(patch, Training, 'step', step, fail)
+        assert ending(argv) == (2 if step == 1 else 1)
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1 and str(error).splitlines()[-1].strip() in err
+    assert bool(assert_goes_on_to_the_same_end(whole)) == (step > 1)
+
+
+def test_no_memory_to_evaluate(whole, argv, monkeypatch, capsys):
+    def fail(*args):
+        raise MemoryError('Unable to allocate 9 GiB')
+
+    monkeypatch.setattr(evaluate.stream, 'evaluation_images', fail)
+    assert 'Unable to allocate 9 GiB' in refusal(capsys, evaluate.main, whole)
+
+
 def test_folder_that_is_gone(argv, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         at_call(patch, Training, 'step', 3, lambda: shutil.rmtree('results'))

@@ -244,7 +244,8 @@ def run(args, contexts, group, command):
 def go_on(folder, group):
     """The command that goes on with a run."""
     launcher = ['-m', 'distributed.launch', '-n', group.size] if group.size > 1 else []
-    return 'Go on with: ' + cli.command(*launcher, cli.script(__file__), '--resume', folder)
+    resume = [f'--resume={folder}'] if folder.startswith('-') else ['--resume', folder]
+    return 'Go on with: ' + cli.command(*launcher, cli.script(__file__), *resume)
 
 
 def main(argv=None):

@@ -145,6 +145,18 @@ def test_no_memory_to_evaluate(whole, argv, monkeypatch, capsys):
     assert 'Unable to allocate 9 GiB' in refusal(capsys, evaluate.main, whole)
 
 
+# Folders
+
+def test_command_to_go_on_where_the_name_begins_with_a_dash(whole, argv, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        at_call(patch, Training, 'step', 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert ending([*argv, '--logdir=-dash']) == 0
+    words = shlex.split(capsys.readouterr().out.partition('Go on with: ')[2])
+    assert words[1].endswith('train_mnist.py')
+    assert train_mnist.main(words[2:]) == 0
+    assert (only_folder('./-dash') / SAME[1]).read_bytes() == (whole / SAME[1]).read_bytes()
+
+
 def test_folder_that_is_gone(argv, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         at_call(patch, Training, 'step', 3, lambda: shutil.rmtree('results'))

@@ -56,7 +56,8 @@ def create(logdir, name, config):
     new = tempfile.mkdtemp(prefix='.new-', dir=logdir)  # renamed with its content: a run without config.json is none
     try:
         os.chmod(new, 0o777 & ~_umask())
-        write_config(new, config)
+        with lock(new):  # a file system without locks is told before there is a run
+            write_config(new, config)
         for attempt in range(1, 1000):
             folder = stem if attempt == 1 else f'{stem}-{attempt}'
             try:
@@ -305,16 +306,15 @@ def fall_back(folder, net):
 def lock(folder):
     """Hold a run's folder for this process; the system lets go of it when the process ends, however it does.
 
-    Raises RunError where another process holds it.
+    Raises RunError where another process holds it, or where the file system has no locks.
     """
-    try:
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise RunError(f'{folder}: {error.strerror}') from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f'{folder} is in use by another training') from None
+        except OSError as error:
+            raise RunError(f'{folder} cannot be locked: {error.strerror}') from None
         yield
-    except BlockingIOError:
-        raise RunError(f'{folder} is in use by another training') from None
-    finally:
-        os.close(file)

@@ -122,6 +122,16 @@ def test_system_call_that_fails(whole, argv, monkeypatch, capsys, owner, name, n
     assert assert_goes_on_to_the_same_end(whole) or code == 2
 
 
+def test_file_system_without_locks(argv, monkeypatch, capsys):
+    def fail(*args):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(storage.fcntl, 'flock', fail)
+    err = refusal(capsys, train_mnist.main, *argv)
+    assert 'results' in err and 'cannot be locked' in err
+    assert_no_run()
+
+
 @pytest.mark.parametrize('error', [MemoryError('Unable to allocate 9 GiB'), MXNetError('Stack:\n  no memory')],
                          ids=type)
 @pytest.mark.parametrize('step', [1, 4])

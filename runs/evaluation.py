@@ -10,6 +10,12 @@ import numpy as np
 
 from runs import storage
 
+_MAX_BOUND = 1e100  # nats: the sum of their squares is still finite
+
+
+def _are_bounds(values):
+    return bool((np.abs(values) < _MAX_BOUND).all())  # not so for nan
+
 
 class Evaluation:
     """The evaluation of a model with some settings: a file of its own, so that no other result is replaced.
@@ -55,15 +61,16 @@ class Evaluation:
         """What `write_part` kept, or {} where there is nothing. Raises storage.RunError."""
         path = f'{self._path}.part'
         try:
-            with open(path) as file:
-                part = json.load(file)
+            part = storage.read_json(path, 2 ** 20 + 100 * self._settings['images'])
             done = {name: np.array(part['bounds'][name], np.float64)
                     for name in ('reconstruction', 'kl', 'importance_weighted')}
             if len({values.shape for values in done.values()}) > 1 or done['kl'].ndim != 1:
                 raise ValueError('its lists differ in length')
+            if len(done['kl']) > self._settings['images'] or not all(map(_are_bounds, done.values())):
+                raise ValueError('it holds what are no bounds of these images')
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise storage.RunError(f'{path} is damaged: {error}') from None
         if part.get('settings') != self._settings:
             raise storage.RunError(f'{path} is of other parameters than those that are there now: without --resume '

@@ -87,17 +87,22 @@ def write_json(folder, name, content):
     files.write_whole(os.path.join(folder, name), f'{json.dumps(content, indent=2)}\n'.encode())
 
 
+def read_json(path, most=2 ** 20):
+    """The content of a JSON file of at most so many bytes. Raises OSError, and ValueError where it is none."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError('it is not a file')
+    if os.path.getsize(path) > most:
+        raise ValueError(f'it is larger than {most:,} bytes')
+    with open(path) as file:
+        return json.load(file)
+
+
 def read_config(folder):
     """The content of config.json, what the scripts use of it checked. Raises RunError."""
     _refuse_earlier_format(folder)
     path = os.path.join(folder, 'config.json')
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-            raise RunError(f'{path} is not a file')
-        if os.path.getsize(path) > 2 ** 20:
-            raise RunError(f'{path} is not the config.json of a run: it is larger than 1 MiB')
-        with open(path) as file:
-            config = json.load(file)
+        config = read_json(path)
         arguments = config['arguments']
         sizes = [arguments[key] for key in SIZES]
         if arguments['attention']:

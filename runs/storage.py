@@ -112,8 +112,11 @@ def read_config(folder):
         if not (arguments['dataset'] in stream.DATASETS and arguments['binarization'] in stream.BINARIZATIONS
                 and b'\0' not in os.fsencode(arguments['data_dir'])):
             raise ValueError('no such data set')
-        if not (isinstance(config.get('resumed', []), list) and isinstance(config.get('validation', {}), dict)):
-            raise ValueError('resumed is no list, or validation no object')
+        if not isinstance(config.get('resumed', []), list):
+            raise ValueError('resumed is no list')
+        validation = config.get('validation', {'bound': 0.})
+        if not (isinstance(validation, dict) and type(validation.get('bound')) is float):
+            raise ValueError('validation has no bound')
     except OSError as error:
         found = glob.glob(os.path.join(glob.escape(folder), '*', 'config.json'))
         inside = sorted(os.path.dirname(path) for path in found)

@@ -41,6 +41,16 @@ def run(trained, tmp_path, monkeypatch):
     return Path(shutil.copytree(trained, 'run'))
 
 
+# config.json
+
+@pytest.mark.parametrize('validation', [
+    {'samples_seen': 16}, {'samples_seen': 16, 'bound': 'x'}, {'samples_seen': 16, 'bound': None},
+    {'samples_seen': 16, 'bound': 10 ** 400}, {'samples_seen': 16, 'bound': [1.]}, {}, [], None, 'text'], ids=str)
+def test_validation_that_is_none(run, capsys, validation):
+    storage.write_config(run, {**storage.read_config(run), 'validation': validation})
+    assert 'run/config.json' in refusal(capsys, train_mnist.main, '--resume', run)
+
+
 LONG = ['9' * 5000, '\n' * 100000, '\ud800' * 100000, {'a': ['x'] * 100000}, 10 ** 4000]
 
 

@@ -13,6 +13,7 @@ import time
 from tqdm import tqdm
 
 _PATIENCE = 2  # seconds
+_LONGEST = 5000  # characters of a message, more than the longest path has
 _TIMED_UPDATES = 100  # of a bar, before it is said how long the whole takes
 
 
@@ -51,6 +52,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if os.environ.get('DMLC_TASK_ID', '0') != '0':
             time.sleep(_PATIENCE)  # worker 0 says the same as a rule, and the launcher then ends this one
+        if len(message) > _LONGEST:  # of a value in a file of somebody else's, say
+            message = f'{message[:_LONGEST]} ...'
         line = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # of a file name, say
         self.exit(2, f'{self.prog}: error: {line}\n')
 
@@ -216,7 +219,7 @@ def command(*words):
 
 
 def count(text):
-    """A whole number from 1 on, also written as 1e6."""
+    """A whole number from 1 to 2^53 - 1, also written as 1e6."""
     try:
         value = int(text)
     except ValueError:
@@ -226,6 +229,8 @@ def count(text):
             value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 on, as 10000 or 1e4')
+    if value >= 2 ** 53:  # a checkpoint with more samples would be refused
+        raise argparse.ArgumentTypeError(f'{text!r} is not below 2^53')
     return value
 
 

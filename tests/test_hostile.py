@@ -54,6 +54,14 @@ def test_validation_that_is_none(run, capsys, validation):
 LONG = ['9' * 5000, '\n' * 100000, '\ud800' * 100000, {'a': ['x'] * 100000}, 10 ** 4000]
 
 
+@pytest.mark.parametrize('value', LONG, ids=range(len(LONG)))
+@pytest.mark.parametrize('name', ['num_train_samples', 'seed', 'num_steps', 'binarization'])
+def test_long_value_makes_no_long_line(run, capsys, name, value):
+    config = storage.read_config(run)
+    storage.write_config(run, {**config, 'arguments': {**config['arguments'], name: value}})
+    assert len(refusal(capsys, train_mnist.main, '--resume', run)) < 10 * cli._LONGEST
+
+
 @pytest.mark.parametrize('text', ['[' * 900 + ']' * 900, '[' * 10 ** 5, '{"a":' * 900 + '1' + '}' * 900, '"\\ud800"'])
 def test_more_than_a_run_has(run, capsys, text):
     """It is kept as it is, or refused."""

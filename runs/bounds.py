@@ -10,6 +10,8 @@ import core
 from dataset.noise import noise
 from distributed.workers import Alone
 
+_QUIET = np.errstate(over='ignore', invalid='ignore')  # what is not finite, the caller says in a line of his own
+
 
 def log_weight(reconstruction, mu, log_sigma, eps):
     """log p(x|z) + log p(z) - log q(z|x), for z = mu + sigma * eps drawn from q.
@@ -83,6 +85,7 @@ class Evaluator:
             for axis, parts in zip((0, 1, 1), zip(*outputs)))
         return reconstruction[counted], mu[:, counted], log_sigma[:, counted], eps[:, counted].astype(np.float64)
 
+    @_QUIET
     def mean(self, images, seed, purpose, on_batch=lambda count: None):
         """Means over images of reconstruction (), KL () and KL per step (num_steps,), one draw of z for each; nats.
 
@@ -98,6 +101,7 @@ class Evaluator:
         means = sums / len(images)
         return means[0], means[1:].sum(), means[1:]
 
+    @_QUIET
     def per_image(self, images, seed, num_draws=1, done=None, on_draw=lambda count: None):
         """Bounds of every image, from `num_draws` draws of z for each; memory does not depend on `num_draws`.
 

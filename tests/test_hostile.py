@@ -198,3 +198,15 @@ def test_hostile_model_to_start_from(trained, run, capsys, damage):
     argv = [*SIZES, '--data_dir', trained.parent.parent / 'data', '--init', run]
     assert 'run' in refusal(capsys, train_mnist.main, *argv)
     assert not os.listdir('results')
+
+
+def test_numbers_at_the_end_of_float32(run, capsys):
+    """They are finite, and what follows from them is not."""
+    config = storage.read_config(run)
+    net, _, _ = storage.load_net(run, [train_mnist.mx.cpu()])
+    for parameter in storage.parameters(net).values():
+        parameter.set_data(train_mnist.mx.nd.full(parameter.shape, np.float32(1e38)))
+    storage.save_params(run, 'best', net)
+    assert 'not finite' in refusal(capsys, sample.main, run, '-n', '1')
+    assert 'not finite' in refusal(capsys, evaluate.main, run, '-n', '4')
+    assert storage.read_config(run) == config and not (run / 'evaluations').exists()

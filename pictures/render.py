@@ -123,7 +123,7 @@ def table(tiles, columns, gap):
 def with_headings(picture, headings):
     """The picture in RGB with texts above it, each centred above its share of the width."""
     share = picture.width / len(headings)
-    font = ImageFont.load_default(min(16, max(8, share / 5)))
+    font = ImageFont.load_default(max(8, share / 3.5))  # large, as TensorBoard shows pictures at a third of their size
     height = round(1.5 * font.size)
     page = Image.new('RGB', (picture.width, picture.height + height), 'white')
     page.paste(picture, (0, height))

@@ -12,8 +12,8 @@ SIZES = {'batch_size': 64, 'input_height': 28, 'input_width': 28, 'num_steps': 6
 _STEPS_PER_BLOCK = 4
 
 
-def add_iterations(parser):
-    parser.add_argument('--iterations', type=int, metavar='N', default=20,
+def add_iterations(parser, count=int):
+    parser.add_argument('--iterations', type=count, metavar='N', default=20,
                         help=f'timed steps, in blocks of up to {_STEPS_PER_BLOCK}')
 
 

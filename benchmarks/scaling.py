@@ -47,7 +47,7 @@ def measure(args, contexts, group):
 
 def main(argv=None):
     parser = cli.Parser(prog='scaling.py', doc=__doc__)
-    common.add_iterations(parser)
+    common.add_iterations(parser, cli.count)
     args = arguments.parse_args(parser, argv)
     with cli.one_line(parser):
         group = workers.join(args.kvstore, args.sync_timeout)

@@ -184,7 +184,7 @@ def _last_line(text):
 
 def parse_args(parser, argv=None):
     group = parser.add_argument_group('benchmark')
-    common.add_iterations(group)
+    common.add_iterations(group, cli.count)
     modes = group.add_mutually_exclusive_group()
     modes.add_argument('--peers', nargs='?', const=sys.executable, metavar='PYTHON',
                        help='compare with PyTorch and JAX, run by this Python (default: the one that runs this)')

@@ -137,7 +137,7 @@ def test_a_failing_peer_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(throughput, 'check_peers', lambda *_: None)
     monkeypatch.setattr(throughput.subprocess, 'run',
                         lambda command, **_: subprocess.CompletedProcess(command, 3, '', 'Traceback\nout of memory\n'))
-    assert throughput.main(['--peers', 'other']) == 1
+    assert throughput.main(['--peers', 'other', '--cpu_contexts', '1']) == 1
     assert capsys.readouterr().err == 'throughput.py: ours failed with exit code 3: out of memory\n'
 
 

@@ -19,7 +19,7 @@ from runs import storage
 _MAX_SCALE = 64
 _MAX_SIDE = 2 ** 14  # screen pixels: such a square takes 256 MiB, and a few of them are in memory at once
 _MAX_GRID = 100  # images in one picture
-PRETRAINED = cli.script(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'draw_w_attn'))
+PRETRAINED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'draw_w_attn')
 
 
 def parse_args(parser, argv=None):
@@ -55,7 +55,7 @@ def parse_args(parser, argv=None):
     if args.scale > _MAX_SCALE:
         parser.error(f'argument --scale: at most {_MAX_SCALE}, not {args.scale}')
     args.num_samples = args.num_samples or (10 if not args.animated else 50 if args.reconstruct else 100)
-    args.run_dir = args.run_dir or PRETRAINED
+    args.run_dir = args.run_dir or cli.script(PRETRAINED)
     args.prefix = args.prefix or ('reconstruction' if args.reconstruct else 'sample')
     return args
 

@@ -293,7 +293,7 @@ def test_the_default_model_leaves_the_checkout_clean(monkeypatch, tmp_path, caps
     try:
         sample.main(['-n', '1'])
         where = Path(capsys.readouterr().out.split(': ')[-1].strip())
-        assert where.parent in (Path(sample.PRETRAINED, 'samples'), Path('samples-draw_w_attn'))
+        assert where.parent.resolve() in (Path(sample.PRETRAINED, 'samples'), Path('samples-draw_w_attn').resolve())
         shown, drawn = (np.array(frames(path)) for path in (ROOT / 'assets' / 'draw_w_attn_0.gif', where))
     finally:
         if 'samples' not in before:

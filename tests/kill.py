@@ -19,10 +19,9 @@ import numpy as np
 from runs import storage
 import train_mnist
 
-BATCH, CHECKPOINT = 8, 16
+BATCH, CHECKPOINT_FREQ = 8, 16
 ARGV = ['--attention', '-s', '2', '-u', '8', '-l', '2', '-b', str(BATCH), '-f', '64', '-v', '8', '--log_freq', '32',
-        '--checkpoint_freq', str(CHECKPOINT), '-t', '1e6', '--lr_decay', '0']
-ENOUGH = 2 ** 20
+        '--checkpoint_freq', str(CHECKPOINT_FREQ), '-t', '1e6', '--lr_decay', '0']
 
 
 def train(argv, progress):
@@ -62,6 +61,16 @@ def seen_in_checkpoint(folder):
     return storage.load_checkpoint(folder, 'checkpoint', net)[1]['samples_seen']
 
 
+def wait_for_steps(progress, number):
+    deadline, first = time.monotonic() + 60, None
+    while time.monotonic() < deadline:
+        seen, = struct.unpack('<q', progress[:8])
+        first = first or seen
+        if seen >= first + number * BATCH > number * BATCH:
+            return
+        time.sleep(0.001)
+
+
 def main(folder, kills):
     os.chdir(folder)
     rng, progress = np.random.default_rng(0), mmap.mmap(-1, 8)
@@ -69,7 +78,11 @@ def main(folder, kills):
     while len(moments) < kills:
         progress[:8] = struct.pack('<q', 0)
         process = train([*ARGV, '--logdir', 'killed'] if run is None else ['--resume', run], progress)
-        time.sleep(rng.uniform(0.02, 0.6))
+        if rng.random() < 0.5:  # at any moment, the start too
+            time.sleep(rng.uniform(0.02, 0.6))
+        else:  # after some steps, so that there is progress on a slow machine too
+            wait_for_steps(progress, rng.integers(3, 10))
+            time.sleep(rng.uniform(0, 0.02))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         if run is None:

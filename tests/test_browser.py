@@ -9,7 +9,7 @@ from PIL import Image
 
 import browser
 import train_mnist
-from test_resume import ARGV, only_folder
+from commands import ARGV, only_folder
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=f'{browser.missing()}')
 CHARTS = [f'nats_per_image/{name}' for name in ('bound', 'kl', 'reconstruction')]

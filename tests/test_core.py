@@ -1,132 +1,35 @@
-"""Tests of core.py against the equations (oracle.py), closed forms and MXNet's own execution modes."""
+"""core.py against the equations (oracle.py) and closed forms: network, filterbank, loss, samples."""
 import math
 
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import autograd, gluon
+from mxnet import autograd
 
 import oracle
-from core import (
-    DRAW,
-    DRAWLoss,
-    NoAttentionRead,
-    NoAttentionWrite,
-    SelectiveAttentionRead,
-    SelectiveAttentionWrite,
-    filterbank,
-    kl_per_step,
+from core import DRAWLoss, filterbank, kl_per_step
+from networks import (
+    BATCH,
+    LATENT,
+    MIXED,
+    MODELS,
+    MODES,
+    NO_ATTENTION,
+    PIXELS,
+    SHAPE,
+    UNITS,
+    T,
+    assert_same,
+    build,
+    build_random,
+    gradients,
+    parameter_shapes,
+    random_inputs,
+    random_parameters,
+    set_parameters,
+    to_nd,
+    train_forward_backward,
 )
-
-SHAPE = (5, 7)  # height, width
-PIXELS = SHAPE[0] * SHAPE[1]
-BATCH, T, UNITS, LATENT = 3, 3, 6, 4
-
-ATTENTION = {'read_size': 2, 'write_size': 3}
-NO_ATTENTION = {'read_size': None, 'write_size': None}
-MODELS = [pytest.param(ATTENTION, id='attention'), pytest.param(NO_ATTENTION, id='no attention')]
-MIXED = [pytest.param({'read_size': 2, 'write_size': None}, id='attention read only'),
-         pytest.param({'read_size': None, 'write_size': 3}, id='attention write only')]
-STATIC = {'static_alloc': True, 'static_shape': True}
-MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'),
-         pytest.param(STATIC, id='static')]
-
-
-def build(sizes, image_shape=SHAPE, num_steps=T, units=UNITS, latent_dim=LATENT):
-    """A network with None for 'without attention', as in the oracle."""
-    read_size, write_size = sizes['read_size'], sizes['write_size']
-    read = NoAttentionRead() if read_size is None else SelectiveAttentionRead(read_size, image_shape)
-    write = (NoAttentionWrite(image_shape) if write_size is None
-             else SelectiveAttentionWrite(write_size, image_shape))
-    net = DRAW(read, write, image_shape, num_steps, units, latent_dim)
-    net.initialize()
-    return net
-
-
-def parameter_shapes(sizes, image_shape=SHAPE, units=UNITS, latent_dim=LATENT):
-    """Name and shape of every parameter the network must have, and no other."""
-    pixels = image_shape[0] * image_shape[1]
-    read_size, write_size = sizes['read_size'], sizes['write_size']
-    r = pixels if read_size is None else 2 * read_size ** 2
-    shapes = {
-        'r_to_enc.weight': (4 * units, r), 'r_to_enc.bias': (4 * units,),
-        'h_dec_to_enc.weight': (4 * units, units),
-        'h_enc_to_enc.weight': (4 * units, units),
-        'h_enc_to_q.weight': (2 * latent_dim, units), 'h_enc_to_q.bias': (2 * latent_dim,),
-        'z_to_dec.weight': (4 * units, latent_dim), 'z_to_dec.bias': (4 * units,),
-        'h_dec_to_dec.weight': (4 * units, units),
-        'h_enc_0': (1, units), 'c_enc_0': (1, units), 'h_dec_0': (1, units), 'c_dec_0': (1, units),
-    }
-    if read_size is None:
-        shapes['x_to_enc.weight'] = 4 * units, pixels
-    else:
-        shapes.update({'read.window.weight': (5, units), 'read.window.bias': (5,)})
-    if write_size is None:
-        shapes.update({'write.image.weight': (pixels, units), 'write.image.bias': (pixels,)})
-    else:
-        shapes.update({'write.window.weight': (5, units), 'write.window.bias': (5,),
-                       'write.patch.weight': (write_size ** 2, units),
-                       'write.patch.bias': (write_size ** 2,)})
-    return shapes
-
-
-def random_parameters(sizes, seed=0, **dimensions):
-    """Non-zero values for every parameter, float32 numbers held in float64."""
-    rng = np.random.RandomState(seed)
-    return {name: rng.normal(scale=0.4, size=shape).astype(np.float32).astype(np.float64)
-            for name, shape in parameter_shapes(sizes, **dimensions).items()}
-
-
-def set_parameters(net, params):
-    for name, parameter in net._collect_params_with_prefix().items():
-        parameter.set_data(mx.nd.array(params[name]))
-
-
-def build_random(sizes, seed=0, hybridize=None):
-    """A network and the parameters it was given. `hybridize`: None to stay imperative, else the options."""
-    net, params = build(sizes), random_parameters(sizes, seed)
-    set_parameters(net, params)
-    if hybridize is not None:
-        net.hybridize(**hybridize)
-    return net, params
-
-
-def random_inputs(batch=BATCH, pixels=PIXELS, num_steps=T, latent_dim=LATENT, seed=0):
-    """x and eps, float32 numbers held in float64."""
-    rng = np.random.RandomState(100 + seed)
-    x = rng.uniform(size=(batch, pixels)).astype(np.float32).astype(np.float64)
-    eps = rng.normal(size=(num_steps, batch, latent_dim)).astype(np.float32).astype(np.float64)
-    return x, eps
-
-
-def to_nd(*arrays):
-    return tuple(mx.nd.array(array) for array in arrays)
-
-
-def assert_same(actual, expected, rtol=1e-4, atol=1e-5, message=''):
-    """Equal shapes and close values. None equals None only."""
-    if expected is None or actual is None:
-        assert actual is None and expected is None, message
-        return
-    actual = actual.asnumpy() if isinstance(actual, mx.nd.NDArray) else actual
-    assert actual.shape == expected.shape, message
-    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=message)
-
-
-def train_forward_backward(net, loss, x, eps):
-    """Outputs and losses as NumPy, with the gradient of the summed bound left in the parameters."""
-    x, eps = to_nd(x, eps)
-    with autograd.record():
-        outputs = net(x, eps)
-        reconstruction, kl = loss(*outputs, x)
-        bound = reconstruction + kl
-    bound.backward()
-    return [value.asnumpy() for value in (*outputs, reconstruction, kl)]
-
-
-def gradients(net):
-    return {name: p.grad().asnumpy() for name, p in net._collect_params_with_prefix().items()}
-
 
 # The network and the loss against the equations
 
@@ -373,95 +276,6 @@ def test_loss_of_large_logits():
     assert_same(canvas.grad, np.array([[1, -1, 0, 0, 0.75]]), rtol=0, atol=1e-6)
 
 
-# Execution modes
-
-
-SCHEDULE = [(True, 6), (True, 6), (False, 10), (True, 6), (True, 2), (True, 6)]  # train?, batch
-
-
-def run_schedule(sizes, hybridize):
-    """Outputs of every phase and gradients of every training step, in the order a run uses the network."""
-    net, _ = build_random(sizes, hybridize=hybridize)
-    loss = DRAWLoss()
-    if hybridize is not None:
-        loss.hybridize(**hybridize)
-    trainer = gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': 1e-3})
-    record = []
-    for phase, (train, batch) in enumerate(SCHEDULE):
-        x, eps = random_inputs(batch, seed=phase)
-        if train:
-            record.append(train_forward_backward(net, loss, x, eps))
-            record.append(gradients(net))
-            trainer.step(batch)
-        else:
-            x, eps = to_nd(x, eps)
-            outputs = net(x, eps)
-            record.append([value.asnumpy() for value in (*outputs, *loss(*outputs, x))])
-    return record
-
-
-@pytest.mark.parametrize('sizes', MODELS)
-def test_every_execution_mode_gives_the_same_outputs_and_gradients(sizes):
-    expected = run_schedule(sizes, None)
-    for hybridize in ({}, STATIC):
-        for phase, (actual_part, part) in enumerate(zip(run_schedule(sizes, hybridize), expected)):
-            for key in (part if isinstance(part, dict) else range(len(part))):
-                scale = np.abs(part[key]).max()
-                assert_same(actual_part[key], part[key], rtol=1e-4, atol=1e-5 * scale,
-                            message=f'{hybridize}, record {phase}, {key}')
-
-
-@pytest.mark.parametrize('sizes', MODELS + MIXED)
-def test_no_parameter_is_dead(sizes):
-    net, _ = build_random(sizes, hybridize=STATIC)
-    train_forward_backward(net, DRAWLoss(), *random_inputs())
-    for name, gradient in gradients(net).items():
-        assert np.isfinite(gradient).all(), name
-        assert (gradient != 0).all(), name
-
-
-# Noise, batches
-
-
-def test_noise_of_a_step_reaches_only_later_outputs():
-    net, _ = build_random(ATTENTION)
-    x, eps = random_inputs()
-    changed = eps.copy()
-    changed[1] += 1
-    before, after = net(*to_nd(x, eps)), net(*to_nd(x, changed))
-    for first, second in zip(before[1:], after[1:]):  # q(z_t) depends on z_1 .. z_{t-1}
-        first, second = first.asnumpy(), second.asnumpy()
-        np.testing.assert_array_equal(first[:2], second[:2])
-        assert (np.abs(first[2] - second[2]) > 1e-6).all()
-    canvases, changed_canvases = (net.reconstruct(*to_nd(x, e))[0].asnumpy() for e in (eps, changed))
-    np.testing.assert_array_equal(canvases[:2], changed_canvases[:2])
-    assert np.abs(canvases[2:] - changed_canvases[2:]).max(axis=2).min() > 1e-4
-
-
-@pytest.mark.parametrize('sizes', MODELS)
-def test_outputs_are_a_function_of_x_and_eps(sizes):
-    net, _ = build_random(sizes)
-    inputs = to_nd(*random_inputs())
-    mx.random.seed(1)
-    first = [value.asnumpy() for value in net(*inputs)]
-    mx.random.seed(2)
-    with autograd.train_mode():
-        second = [value.asnumpy() for value in net(*inputs)]
-    for a, b in zip(first, second):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize('sizes', MODELS)
-def test_images_of_a_batch_do_not_mix(sizes):
-    net, _ = build_random(sizes)
-    x, eps = random_inputs()
-    canvas, mu, log_sigma = (value.asnumpy() for value in net(*to_nd(x, eps)))
-    for order in ([2, 0, 1], [1]):
-        permuted = net(*to_nd(x[order], eps[:, order]))
-        for actual, expected in zip(permuted, (canvas[order], mu[:, order], log_sigma[:, order])):
-            assert_same(actual, expected, rtol=1e-5, atol=1e-6)
-
-
 # Samples and reconstructions
 
 
@@ -491,123 +305,3 @@ def test_reconstruct_equals_the_equations_and_the_forward_pass(sizes, hybridize)
     assert_same(read_windows, expected['read_windows'])
     assert_same(canvases[-1], train_canvas, rtol=1e-5, atol=1e-6)
     assert (canvases[0].asnumpy() == 0).all()
-
-
-# Training
-
-
-@pytest.mark.parametrize('sizes', MODELS)
-def test_overfits_one_batch(sizes):
-    net = build(sizes, units=16)
-    net.initialize(mx.init.Xavier(), force_reinit=True)
-    net.hybridize(**STATIC)
-    loss = DRAWLoss()
-    trainer = gluon.Trainer(net.collect_params(), 'adam', {'learning_rate': 0.02})
-    x = np.zeros((BATCH, *SHAPE))
-    x[0, :3, :3] = x[1, 2:, 3:] = x[2, 1:4, 2:6] = 1
-    x = x.reshape(BATCH, PIXELS)
-    bounds = []
-    for _ in range(60):
-        eps = np.random.normal(size=(T, BATCH, LATENT))
-        _, _, _, reconstruction, kl = train_forward_backward(net, loss, x, eps)
-        bounds.append((reconstruction + kl).mean())
-        trainer.step(BATCH)
-    assert np.isfinite(bounds).all()
-    assert np.median(bounds[-10:]) < 0.65 * PIXELS * math.log(2)  # log 2 a pixel is where it starts
-
-
-@pytest.mark.parametrize('sizes', MODELS)
-def test_parameters_survive_a_file(sizes, tmp_path):
-    net, _ = build_random(sizes)
-    inputs = to_nd(*random_inputs())
-    expected = [value.asnumpy() for value in net(*inputs)]
-    path = str(tmp_path / 'draw.params')
-    net.save_parameters(path)
-    loaded = build(sizes)
-    loaded.load_parameters(path)
-    for actual, value in zip(loaded(*inputs), expected):
-        np.testing.assert_array_equal(actual.asnumpy(), value)
-
-
-def resident_megabytes():
-    with open('/proc/self/status') as status:
-        kilobytes = next(line.split()[1] for line in status if line.startswith('VmRSS'))
-    return int(kilobytes) / 1024
-
-
-@pytest.mark.parametrize('sizes', MODELS)
-def test_training_does_not_leak_memory(sizes):
-    """A 2-D concat under autograd leaks about 3 KB a call: one in a step is 9 MB over these updates."""
-    num_steps, updates = 8, 400
-    net = build(sizes, num_steps=num_steps)
-    net.hybridize(**STATIC)
-    loss = DRAWLoss()
-    trainer = gluon.Trainer(net.collect_params(), 'adam')
-    x, eps = random_inputs(num_steps=num_steps)
-    for update in range(100 + updates):
-        if update == 100:
-            start = resident_megabytes()
-        train_forward_backward(net, loss, x, eps)
-        trainer.step(BATCH)
-    mx.nd.waitall()
-    assert resident_megabytes() - start < 3
-
-
-# Sizes
-
-
-@pytest.mark.parametrize('block', [SelectiveAttentionRead, SelectiveAttentionWrite])
-@pytest.mark.parametrize('filter_size, image_shape', [
-    (0, (5, 7)), (-1, (5, 7)), (6, (5, 7)), (6, (7, 5)), (1, (0, 7))])
-def test_bad_window_sizes_are_refused(block, filter_size, image_shape):
-    with pytest.raises(ValueError):
-        block(filter_size, image_shape)
-
-
-@pytest.mark.parametrize('block', [SelectiveAttentionRead, SelectiveAttentionWrite])
-@pytest.mark.parametrize('filter_size', [1, 5])
-def test_smallest_and_largest_window_sizes_are_accepted(block, filter_size):
-    block(filter_size, (5, 7))
-    block(filter_size, (7, 5))
-
-
-@pytest.mark.parametrize('image_shape', [(0, 5), (5, -1)])
-def test_bad_image_shapes_are_refused(image_shape):
-    with pytest.raises(ValueError):
-        DRAW(NoAttentionRead(), NoAttentionWrite(image_shape), image_shape, T, UNITS, LATENT)
-
-
-@pytest.mark.parametrize('num_steps, units, latent_dim', [(0, 6, 4), (3, 0, 4), (3, 6, 0), (-3, 6, 4)])
-def test_bad_network_sizes_are_refused(num_steps, units, latent_dim):
-    with pytest.raises(ValueError):
-        DRAW(NoAttentionRead(), NoAttentionWrite(SHAPE), SHAPE, num_steps, units, latent_dim)
-
-
-@pytest.mark.parametrize('x_shape, eps_shape', [
-    ((BATCH, PIXELS + 1), (T, BATCH, LATENT)),
-    ((BATCH + 1, PIXELS), (T, BATCH, LATENT)),
-    ((BATCH, PIXELS), (T + 1, BATCH, LATENT)),
-    ((BATCH, PIXELS), (T, BATCH, LATENT + 1)),
-    ((BATCH, PIXELS), (BATCH, LATENT)),
-])
-@pytest.mark.parametrize('hybridize', MODES)
-def test_inputs_of_the_wrong_shape_are_refused(x_shape, eps_shape, hybridize):
-    net, _ = build_random(ATTENTION, hybridize=hybridize)
-    x, eps = mx.nd.zeros(x_shape), mx.nd.zeros(eps_shape)
-    with pytest.raises(ValueError):
-        net(x, eps)
-    with pytest.raises(ValueError):
-        net.reconstruct(x, eps)
-    if eps_shape != (T, BATCH, LATENT):
-        with pytest.raises(ValueError):
-            net.generate(eps)
-
-
-@pytest.mark.parametrize('read, write', [
-    (lambda: SelectiveAttentionRead(2, (7, 5)), lambda: NoAttentionWrite((5, 7))),
-    (NoAttentionRead, lambda: SelectiveAttentionWrite(2, (7, 5))),
-    (NoAttentionRead, lambda: NoAttentionWrite((7, 5))),
-])
-def test_blocks_for_another_image_shape_are_refused(read, write):
-    with pytest.raises(ValueError, match=r'\(7, 5\).*\(5, 7\)'):
-        DRAW(read(), write(), (5, 7), num_steps=2, num_recurrent_units=3, latent_dim=2)

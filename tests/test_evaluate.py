@@ -1,6 +1,10 @@
 """evaluate.py: the bounds against exact integrals, the oracle's equations, and as a user runs it."""
+import hashlib
 import json
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 
 from system import cli
@@ -11,10 +15,9 @@ import pytest
 from mxnet import nd
 
 import evaluate
-import train_mnist
+from commands import assert_help_is_complete, config_of, refusal, script
 from dataset import stream
 from dataset.noise import noise
-from idx import write_mnist
 from oracle import forward_one, sigmoid
 from runs import storage
 from runs.bounds import Evaluator
@@ -61,16 +64,18 @@ def test_bounds_of_a_model_that_can_be_integrated(num_steps, attention):
     arguments = {**ARGUMENTS, 'num_steps': num_steps, 'attention': attention}
     net = make_net(arguments, scale=0.7)
     exact = -exact_log_px(net, num_steps)
-    per_image = bounds(net, IMAGES, 0, num_draws=3000)
-    np.testing.assert_allclose(per_image['importance_weighted'], exact, atol=0.05)
-    assert (per_image['reconstruction'] + per_image['kl'] > exact).all()
+    # 3,000 draws: 15 for each of 200 copies of an image, whose average of weights is that of all its draws.
+    per_image = bounds(net, np.tile(IMAGES, (200, 1)), 0, num_draws=15, batch_size=1000)
+    weighted = -np.logaddexp.reduce(-per_image['importance_weighted'].reshape(200, -1), axis=0) + np.log(200)
+    np.testing.assert_allclose(weighted, exact, atol=0.05)
+    assert ((per_image['reconstruction'] + per_image['kl']).reshape(200, -1).mean(axis=0) > exact).all()
 
 
 def test_bound_tightens_with_k():
     net = make_net(ARGUMENTS)
     exact = -exact_log_px(net, 2).mean()
-    means = [np.mean([bounds(net, IMAGES, seed, num_draws=k)['importance_weighted'].mean()
-                      for seed in range(40)]) for k in (1, 4, 16, 64)]
+    images = np.tile(IMAGES, (40, 1))
+    means = [bounds(net, images, 0, num_draws=k, batch_size=200)['importance_weighted'].mean() for k in (1, 4, 16, 64)]
     assert means == sorted(means, reverse=True)
     assert means[0] - means[-1] > 0.1 and means[-1] > exact - 0.05
 
@@ -127,63 +132,153 @@ def test_summary():
 
 # As a user runs it
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('evaluate')
-    (folder / 'data').mkdir()
-    write_mnist(folder / 'data')
-    argv = ['-s', '3', '-u', '8', '-l', '2', '-b', '16', '-t', '64', '-v', '7', '-f', '32', '--attention',
-            '--data_dir', str(folder / 'data'), '--logdir', str(folder / 'logs')]
-    assert train_mnist.main(argv) == 0
-    run, = (folder / 'logs').iterdir()
-    return run
+@pytest.fixture
+def evaluated(run, capsys):
+    """A function that evaluates a small run: (the result, the name of its file, what is printed)."""
+    def evaluated(*argv):
+        capsys.readouterr()
+        assert evaluate.main([str(run), *argv]) == 0
+        out = capsys.readouterr().out
+        path = Path(re.search('^Kept in (.*)$', out, re.MULTILINE).group(1))
+        assert path.parent == run / 'evaluations'
+        return json.loads(path.read_text()), path.name, out
+
+    return evaluated
 
 
-def evaluated(run, capsys, *argv):
-    capsys.readouterr()
-    evaluate.main([str(run), *argv])
-    return json.loads((run / 'evaluation.json').read_text()), capsys.readouterr().out
-
-
-def test_whole_test_set(trained, capsys):
-    result, out = evaluated(trained, capsys, '-b', '8', '-k', '5')
-    assert result['num_images'] == 30 and result['split'] == 'test' and result['binarization'] == 'dynamic'
+def test_whole_test_set(run, evaluated):
+    result, name, out = evaluated('-b', '8', '-k', '5')
+    assert name == 'split_test-pixels_drawn-images_30-draws_5-seed_0.json'
+    assert result['num_images'] == 30 and result['split'] == 'test' and result['pixels'] == 'drawn'
     assert result['num_importance_samples'] == 5 and result['unit'] == 'nats'
     assert result['importance_weighted_bound'] < result['bound']
     assert result['bound'] == pytest.approx(result['reconstruction'] + result['kl'])
-    for text in ('30 test images', f'{result["bound"]:.2f} +- {result["standard_error"]:.2f} nats', 'K = 5', 'dynamic',
-                 f'{result["importance_weighted_bound"]:.2f}', 'best.safetensors'):
+    for text in ('30 test images', f'{result["bound"]:.2f} +- {result["standard_error"]:.2f} nats', 'K = 5',
+                 'trained with dynamic', f'{result["importance_weighted_bound"]:.2f}', 'best.safetensors'):
         assert text in out
-    net, config, _ = storage.load_net(trained, [CPU])
-    split = stream.load('mnist', config['arguments']['data_dir'], (28, 28))['test']
+    net, _, path = storage.load_net(run, [CPU])
+    assert result['parameters_sha256'] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    split = stream.load('mnist', 'data', (28, 28))['test']
     per_image = bounds(net, stream.evaluation_images(split, 'dynamic'), 0, 5)
     np.testing.assert_allclose(per_image['importance_weighted'].mean(), result['importance_weighted_bound'], rtol=1e-6)
 
 
-def test_validation_split_without_importance_samples(trained, capsys):
-    result, out = evaluated(trained, capsys, '--split', 'validation')
+def test_every_setting_has_a_result_of_its_own(run, evaluated):
+    result, name, out = evaluated('--split', 'validation')
     assert result['num_images'] == 20 and result['importance_weighted_bound'] is None
     assert 'importance' not in out
-    again, _ = evaluated(trained, capsys, '--split', 'validation')
-    other, _ = evaluated(trained, capsys, '--split', 'validation', '--seed', '1')
-    assert again == result and other['bound'] != result['bound']
-    assert evaluated(trained, capsys, '-n', '4')[0]['num_images'] == 4
+    assert evaluated('--split', 'validation')[:2] == (result, name)  # the same again
+    names, found = {name}, {result['bound']}
+    for argv in (['--seed', '1'], ['-n', '4'], ['-k', '2'], ['--binarization', 'threshold']):
+        other, name, _ = evaluated('--split', 'validation', *argv)
+        assert other['bound'] not in found and name not in names
+        names.add(name)
+        found.add(other['bound'])
+    assert set(os.listdir(run / 'evaluations')) == names
+    assert evaluated('-n', '4')[0]['num_images'] == 4
 
 
-def test_bad_input(trained, tmp_path, capsys):
-    copy = Path(shutil.copytree(trained, tmp_path / 'copy'))
+def test_same_pixels_have_one_result(evaluated):
+    """Dynamic and static binarization evaluate on the same pixels, drawn once."""
+    assert evaluated('--binarization', 'static')[:2] == evaluated('--binarization', 'dynamic')[:2]
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_evaluation_goes_on_where_it_was_stopped(run, evaluated, monkeypatch, capsys, number, code):
+    argv = ['-b', '8', '-k', '3']
+    result, name, _ = evaluated(*argv)
+    (run / 'evaluations' / name).unlink()
+    draw, drawn, numbers = Evaluator._draw, [], [number]
+
+    def counted(self, images, rows, seed, purpose):
+        drawn.append(rows[0])
+        if len(drawn) == 5 and numbers:  # in the second batch
+            os.kill(os.getpid(), numbers.pop())
+        return draw(self, images, rows, seed, purpose)
+
+    monkeypatch.setattr(Evaluator, '_draw', counted)
+    assert evaluate.main([str(run), *argv]) == code
+    out = capsys.readouterr().out
+    assert 'Stopped after 8 of 30 images' in out and '--resume goes on' in out
+    assert os.listdir(run / 'evaluations') == [f'{name}.part']
+    drawn.clear()
+    again, _, _ = evaluated(*argv, '--resume')
+    assert drawn == [first for first in (8, 16, 24) for _ in range(3)]
+    assert os.listdir(run / 'evaluations') == [name]
+    assert again == {**result, 'bound': pytest.approx(result['bound'], rel=1e-12)}
+
+
+def stopped(run, monkeypatch, *argv):
+    """Stop an evaluation after its first batch; the path of what is kept of it."""
+    draw = Evaluator._draw
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, '_draw', lambda self, images, rows, *rest: (
+            os.kill(os.getpid(), signal.SIGTERM) if rows[0] else None) or draw(self, images, rows, *rest))
+        assert evaluate.main([str(run), '-b', '8', *argv]) == 0
+    path, = (run / 'evaluations').iterdir()
+    return path
+
+
+def test_part_of_other_parameters_is_refused(run, monkeypatch, capsys):
+    stopped(run, monkeypatch)
+    net = storage.build_net(config_of(run)['arguments'])
+    net.initialize()
+    storage.save_params(run, 'best', net)
+    assert 'is of other parameters' in refusal(capsys, evaluate.main, run, '-b', '8', '--resume')
+    assert evaluate.main([str(run), '-b', '8']) == 0
+
+
+@pytest.mark.parametrize('damage', [
+    lambda text: '', lambda text: text[:-30], lambda text: '[]', lambda text: '{"bounds": 3}',
+    lambda text: text.replace('"kl": [', '"kl": [1.0, '), lambda text: text.replace('"kl": [', '"kl": ["x", ')],
+    ids=range(6))
+def test_damaged_part_is_refused(run, monkeypatch, capsys, damage):
+    path = stopped(run, monkeypatch)
+    path.write_text(damage(path.read_text()))
+    assert f'{path} is damaged' in refusal(capsys, evaluate.main, run, '-b', '8', '--resume')
+
+
+def test_resume_without_a_part_starts_anew(evaluated):
+    assert evaluated('--resume')[0] == evaluated()[0]
+
+
+def test_result_that_cannot_be_kept_is_told(run, capsys):
+    (run / 'evaluations').write_text('a file in the place of the folder')
+    assert evaluate.main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert 'negative variational bound' in out and 'Not kept' in out and 'evaluations' in out.splitlines()[-1]
+
+
+def test_bound_that_is_not_finite_is_refused(run, capsys):
+    """Finite numbers, but too large to compute with."""
+    net = storage.build_net(config_of(run)['arguments'])
+    net.initialize()
+    for parameter in net.collect_params().values():
+        parameter.set_data(nd.full(parameter.shape, 1e38))
+    storage.save_params(run, 'best', net)
+    assert 'the bound is not finite' in refusal(capsys, evaluate.main, run)
+    assert not os.path.exists(run / 'evaluations')
+
+
+def test_batch_is_no_larger_than_the_images(run, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(Evaluator, '_draw', lambda self, images, rows, *rest, draw=Evaluator._draw: (
+        sizes.append(len(rows)) or draw(self, images, rows, *rest)))
+    assert evaluate.main([str(run), '-n', '5', '-b', '1e6', '--cpu_contexts', '1']) == 0
+    assert sizes == [5]
+
+
+def test_bad_input(run, capsys):
+    copy = Path(shutil.copytree(run, 'copy'))
     (copy / 'best.safetensors').write_bytes(b'')
-    (copy / 'evaluation.json').unlink(missing_ok=True)
-    for argv in (['nowhere'], [str(copy)], [str(trained), '-k', '0'], [str(trained), '--batch_size', 'x']):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            evaluate.main(argv)
-        assert stop.value.code == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not (copy / 'evaluation.json').exists()
+    for argv in (['nowhere'], [copy], [run, '-k', '0'], [run, '--batch_size', 'x'], [run, '--split', 'all']):
+        assert refusal(capsys, evaluate.main, *argv)
+    assert not any((folder / 'evaluations').exists() for folder in (run, copy))
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit):
-        evaluate.parse_args(cli.Parser(prog='evaluate.py'), ['--help'])
-    assert '--num_importance_samples' in capsys.readouterr().out
+def test_help():
+    help_text = script('evaluate.py', '--help')
+    assert help_text.returncode == 0 and not help_text.stderr
+    parser = cli.Parser(prog='evaluate.py')
+    evaluate.parse_args(parser, ['run'])
+    assert_help_is_complete(help_text.stdout, parser)

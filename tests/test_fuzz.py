@@ -20,8 +20,8 @@ import sample
 import train_mnist
 from dataset import mnist, stream
 from idx import write_mnist
+from params import pack, sign, unpack
 from runs import storage
-from test_run_folder import pack, sign, unpack
 
 SIZES = ['-s', '2', '-u', '4', '-l', '2', '-b', '8', '-t', '8', '-v', '4']
 NUMBERS = [struct.pack(layout, number) for layout in ('<Q', '<I', '>I')

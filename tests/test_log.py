@@ -21,12 +21,12 @@ from PIL import Image
 
 import browser
 import train_mnist
+from commands import ARGV, Killed, assert_same_curves, only_folder, resume, stop_after
 from idx import write_mnist
 from pictures import curves
 from runs import storage
 from runs.log import SPLITS, Log, NoLog, read_kl_per_step, read_scalars
 from test_fuzz import mutate
-from test_resume import ARGV, Killed, assert_same_curves, only_folder, resume, stop_after
 
 ROOT = Path(__file__).resolve().parent.parent
 MUTATIONS = 200

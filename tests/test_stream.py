@@ -1,0 +1,211 @@
+"""Randomness, binarization, the training stream, and synthetic digits."""
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dataset import stream
+from dataset.noise import generator
+
+
+def first_numbers(*args):
+    return tuple(generator(*args).random(4))
+
+
+def test_generator_is_a_function_of_its_arguments():
+    arguments = [(0, 'noise', 0), (1, 'noise', 0), (0, 'noise', 1), (0, 'order', 0), (2 ** 32, 'noise', 0),
+                 (0, 'noise', 2 ** 32), (1, 'noise', 1), (2 ** 32 - 1, 'noise', 10 ** 12)]
+    assert len({first_numbers(*args) for args in arguments}) == len(arguments)
+    assert all(first_numbers(*args) == first_numbers(*args) for args in arguments)
+    assert first_numbers(5, 'noise') == first_numbers(5, 'noise', 0)
+
+
+def test_generator_is_the_same_in_another_process():
+    root = pathlib.Path(stream.__file__).parents[1]
+    code = 'from dataset.noise import generator; print(*generator(3, "noise", 7).integers(2 ** 40, size=3))'
+    outputs = {subprocess.check_output([sys.executable, '-B', '-c', code], cwd=root, text=True, timeout=60,
+                                       env={**os.environ, 'PYTHONHASHSEED': hash_seed})
+               for hash_seed in ('1', '2')}
+    assert len(outputs) == 1
+
+
+def test_first_numbers_of_neighbours_are_independent():
+    for arguments in (lambda i: (i, 'noise', 0), lambda i: (0, 'noise', i)):
+        numbers = np.array([generator(*arguments(i)).random() for i in range(2000)])
+        assert abs(numbers.mean() - 0.5) < 5 * 0.289 / 2000 ** 0.5
+        assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 5 / 2000 ** 0.5
+
+
+@pytest.mark.parametrize('binarization', ['dynamic', 'static'])
+def test_bernoulli_with_the_intensity_as_mean(binarization):
+    n = 4000
+    intensities = np.tile(np.arange(256, dtype=np.uint8), (n, 1))
+    pixels = stream.binarize(intensities, binarization, np.random.default_rng(0))
+    assert pixels.dtype == np.float32
+    assert pixels.shape == intensities.shape
+    assert set(np.unique(pixels)) == {0, 1}
+    p = np.arange(256) / 255
+    assert np.all(abs(pixels.mean(axis=0) - p) <= 5 * np.sqrt(p * (1 - p) / n))  # exact for p = 0 and p = 1
+    assert abs((pixels.mean(axis=0) - p).mean()) < 5 * np.sqrt((p * (1 - p)).mean() / n / 256)
+
+
+def test_threshold():
+    pixels = stream.binarize(np.array([[0, 1, 127], [128, 200, 255]], dtype=np.uint8), 'threshold', None)
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels, [[0, 0, 0], [1, 1, 1]])
+
+
+def test_unknown_binarization():
+    images = np.zeros((1, 4), dtype=np.uint8)
+    for call in (lambda: stream.binarize(images, 'otsu', None), lambda: stream.evaluation_images(images, 'otsu'),
+                 lambda: stream.TrainingStream(images, 'otsu', 0)):
+        with pytest.raises(ValueError, match='otsu'):
+            call()
+
+
+def test_evaluation_images_are_fixed():
+    intensities = np.random.default_rng(0).integers(256, size=(2500, 20), dtype=np.uint8)
+    first = stream.evaluation_images(intensities, 'dynamic')
+    stream.TrainingStream(intensities, 'dynamic', seed=8).batch(0, 10)
+    np.random.seed(8)
+    np.testing.assert_array_equal(stream.evaluation_images(intensities, 'dynamic'), first)
+    np.testing.assert_array_equal(stream.evaluation_images(intensities, 'static'), first)
+    np.testing.assert_array_equal(stream.evaluation_images(intensities[:7], 'static'), first[:7])
+    assert first.dtype == np.float32
+    assert abs(first.mean() - intensities.mean() / 255) < 5 * 0.5 / first.size ** 0.5
+    np.testing.assert_array_equal(stream.evaluation_images(intensities, 'threshold'), intensities >= 128)
+
+
+def test_every_evaluation_image_has_its_own_random_numbers():
+    pixels = stream.evaluation_images(np.full((2500, 64), 128, dtype=np.uint8), 'static')
+    assert len(np.unique(pixels, axis=0)) == 2500
+
+
+# Training stream
+
+BITS = 2 ** np.arange(6)
+CODED = ((np.arange(50)[:, None] & BITS > 0) * 255).astype(np.uint8)  # 50 images that tell their number
+
+
+def numbers_of(pixels):
+    return (pixels @ BITS).astype(int).tolist()
+
+
+@pytest.mark.parametrize('binarization', stream.BINARIZATIONS)
+def test_every_epoch_is_another_permutation(binarization):
+    batches = stream.TrainingStream(CODED, binarization, seed=1)
+    epochs = [numbers_of(batches.batch(50 * epoch, 50)) for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert list(range(50)) not in epochs
+    others = [numbers_of(stream.TrainingStream(CODED, binarization, seed=seed).batch(0, 50)) for seed in (2, 3)]
+    assert epochs[0] not in others
+    assert others[0] != others[1]
+
+
+@pytest.fixture
+def grey():
+    return np.random.default_rng(0).integers(256, size=(10, 30), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('binarization', stream.BINARIZATIONS)
+def test_random_access_equals_sequential_access(grey, binarization):
+    whole = stream.TrainingStream(grey, binarization, seed=4).batch(0, 57)  # straddles five borders
+    assert whole.shape == (57, 30)
+    assert whole.dtype == np.float32
+    assert set(np.unique(whole)) == {0, 1}
+    batches = stream.TrainingStream(grey, binarization, seed=4)
+    for position, batch_size in ((40, 17), (8, 4), (0, 1), (19, 25), (33, 7), (33, 7)):
+        batch = batches.batch(position, batch_size)
+        np.testing.assert_array_equal(batch, whole[position:position + batch_size])
+
+
+def test_far_position_needs_no_history(grey):
+    batches = stream.TrainingStream(grey, 'dynamic', seed=4)
+    far = 10 ** 12 + 3
+    np.testing.assert_array_equal(batches.batch(far, 9), stream.TrainingStream(grey, 'dynamic', 4).batch(far, 9))
+
+
+def test_stream_keeps_no_more_than_two_permutations(grey):
+    batches = stream.TrainingStream(grey, 'static', seed=4)
+    for position in range(0, 200, 7):
+        batches.batch(position, 7)
+    assert batches._order.cache_info().currsize == 2
+
+
+def test_an_epoch_is_permuted_once(grey, monkeypatch):
+    calls = []
+    original = stream.generator
+    monkeypatch.setattr(stream, 'generator', lambda *args: calls.append(args) or original(*args))
+    batches = stream.TrainingStream(grey, 'dynamic', seed=4)
+    for position in range(0, 30, 5):
+        batches.batch(position, 5)
+    assert [args[2] for args in calls if args[1] == 'order'] == [0, 1, 2]
+
+
+def test_dynamic_draws_anew_and_depends_on_the_seed():
+    one = np.full((1, 200), 128, dtype=np.uint8)
+    epochs = stream.TrainingStream(one, 'dynamic', seed=0).batch(0, 50)
+    assert len(np.unique(epochs, axis=0)) == 50
+    assert abs(epochs.mean() - 128 / 255) < 5 * 0.5 / epochs.size ** 0.5
+    assert np.any(epochs != stream.TrainingStream(one, 'dynamic', seed=1).batch(0, 50))
+
+
+def test_static_is_drawn_once_for_all_seeds(grey):
+    def images(seed, epoch):
+        return sorted(map(tuple, stream.TrainingStream(grey, 'static', seed).batch(10 * epoch, 10)))
+    assert images(0, 0) == images(0, 1) == images(7, 3)
+    assert images(0, 0) == sorted(map(tuple, stream.evaluation_images(grey, 'static')))
+
+
+def test_threshold_stream(grey):
+    batch = stream.TrainingStream(grey, 'threshold', seed=0).batch(0, 10)
+    assert sorted(map(tuple, batch)) == sorted(map(tuple, (grey > 127.5).astype(np.float32)))
+
+
+# Synthetic digits
+
+@pytest.fixture(scope='module')
+def synthetic():
+    return stream.load('synthetic', '/nonexistent/folder', (28, 28))
+
+
+def test_synthetic_shapes(synthetic):
+    assert {split: images.shape for split, images in synthetic.items()} == {
+        'train': (20000, 784), 'validation': (2000, 784), 'test': (2000, 784)}
+    assert all(images.dtype == np.uint8 for images in synthetic.values())
+
+
+def test_synthetic_is_deterministic(synthetic):
+    np.random.seed(99)
+    again = stream.load('synthetic', '', (28, 28), ('test', 'validation'))
+    assert list(again) == ['test', 'validation']
+    assert all(np.array_equal(images, synthetic[split]) for split, images in again.items())
+
+
+def test_synthetic_images_all_differ(synthetic):
+    assert len({image.tobytes() for images in synthetic.values() for image in images}) == 24000
+
+
+def test_synthetic_digits_are_centred_and_as_large_as_mnist(synthetic):
+    images = synthetic['test'].reshape(-1, 28, 28)
+    ink = images > 127
+    for axis in (1, 2):
+        profile = ink.any(axis=axis)
+        first, last = profile.argmax(axis=1), 27 - profile[:, ::-1].argmax(axis=1)
+        assert abs((first + last).mean() / 2 - 13.5) < 0.5
+        assert 13 < (last - first + 1).mean() < 21
+        assert np.all(abs((first + last) / 2 - 13.5) < 5)
+    assert 0.08 < ink.mean() < 0.2
+    assert images[:, [0, -1]].mean() < 1  # black at the border
+    assert (images == 255).any()
+
+
+def test_synthetic_in_another_shape(synthetic):
+    images = stream.load('synthetic', '', (14, 20), ['validation'])
+    assert images['validation'].shape == (2000, 280)
+    shrunk = synthetic['validation'].mean()
+    assert abs(images['validation'].mean() - shrunk) < 0.02 * shrunk

@@ -159,17 +159,17 @@ def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, 
     step, stop = training.step, cli.Stop()
 
     def interrupted(x):
-        if training.seen == 48:
+        if training.seen == 32:
             stop.signal = signal.SIGINT
         return step(x)
 
     monkeypatch.setattr(training, 'step', interrupted)
     with pytest.raises(cli.Stopped):
         train_mnist.train(training, batches, images, Recorder(), str(tmp_path), stop)
-    assert training.seen == 64
+    assert training.seen == 48
     latest = values(training.net)
     (parameters, *_), metadata = storage.load_checkpoint(tmp_path, 'checkpoint', training.net)
-    assert metadata['samples_seen'] == 64
+    assert metadata['samples_seen'] == 48
     for name, array in parameters.items():
         np.testing.assert_array_equal(array, latest[name], err_msg=name)
     storage.load_params(tmp_path, 'last', training.net)

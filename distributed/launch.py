@@ -8,7 +8,6 @@ one of them is gone: here, the end of one with an error ends all.
 """
 import argparse
 import contextlib
-import ctypes
 import os
 import shlex
 import shutil
@@ -16,68 +15,24 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 _ENVIRONMENT = dict(os.environ)  # before cli sets the number of threads for this process
 
 from system import cli, devices  # noqa: E402
 
-_GRACE = 5  # seconds between SIGTERM and SIGKILL
+from distributed.guard import GRACE  # noqa: E402
+
 _SERVE = [sys.executable, '-c', 'import system, mxnet']  # with DMLC_ROLE=server or scheduler the import does not return
 _STOPPED = 128 + signal.SIGTERM  # exit code of a worker that was asked to stop before its training began
 
 
-# A guard stands between the launcher and every process, on the process's own host. It ends when the launcher does,
-# however that ends, since its standard input ends then; through SSH too.
-
-def guard(share, environment, command):
-    """Run a command until it ends or the standard input does; a byte on the standard input asks it to stop.
-
-    Parameters
-    ----------
-    share : int
-        Processes, or contexts of the CPU, among which this host's processors are divided, or 0 for one thread.
-    environment : list of str
-        NAME=VALUE.
-    command : list of str
-
-    Returns
-    -------
-    The command's exit code, or 128 + the signal that ended it.
-    """
-    variables = {**_ENVIRONMENT, **dict(pair.split('=', 1) for pair in environment)}
-    if not {'OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS'} & variables.keys():
-        threads = max(1, len(os.sched_getaffinity(0)) // share) if share else 1
-        variables['OMP_NUM_THREADS'] = str(threads)
-    libc, own = ctypes.CDLL(None), os.getpid()
-
-    def die_with_guard():
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != own:  # it was faster
-            os._exit(1)
-
-    child = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, start_new_session=True,
-                             preexec_fn=die_with_guard)
-    threading.Thread(target=_obey, args=(child,), daemon=True).start()
-    code = child.wait()
-    return code if code >= 0 else 128 - code
-
-
-def _obey(child):
-    while os.read(0, 1):
-        child.send_signal(signal.SIGTERM)
-    child.send_signal(signal.SIGTERM)
-    time.sleep(_GRACE)
-    child.kill()
-
-
 class Process:
-    """A guarded process of one role; `host` is None for this one."""
+    """A process of one role below a guard, see guard.py; `host` is None for this one."""
 
     def __init__(self, name, host, share, environment, command):
         self.name = f'{name} on {host}' if host else name
-        line = [sys.executable, '-m', 'distributed.launch', '--guard', str(share), str(len(environment)),
+        line = [sys.executable, '-m', 'distributed.guard', str(share), str(len(environment)),
                 *(f'{key}={value}' for key, value in environment.items()), *command]
         if host:
             line = ['ssh', '-o', 'BatchMode=yes', '-o', 'ServerAliveInterval=15', host,
@@ -93,13 +48,13 @@ class Process:
             os.write(self._process.stdin.fileno(), b'.')
 
     def end(self):
-        """End it, by force after _GRACE seconds; returns at once."""
+        """End it, by force after GRACE seconds; returns at once."""
         with contextlib.suppress(OSError):  # it has ended
             self._process.stdin.close()
 
     def wait(self):
         try:
-            self._process.wait(timeout=2 * _GRACE)
+            self._process.wait(timeout=2 * GRACE)
         except subprocess.TimeoutExpired:  # an SSH connection that is stuck
             self._process.kill()
 
@@ -221,7 +176,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--guard']:
-        _, _, own_share, count, *rest = sys.argv
-        sys.exit(guard(int(own_share), rest[:int(count)], rest[int(count):]))
     cli.start(main)

@@ -64,6 +64,6 @@ def role(name, rank=None):
     for process, argv in processes().items():
         with contextlib.suppress(OSError):
             environment = Path(f'/proc/{process}/environ').read_bytes().decode().split('\0')
-            if '--guard' not in argv and all(mark in environment for mark in marks):
+            if 'distributed.guard' not in argv and all(mark in environment for mark in marks):
                 return process
     return None

@@ -72,7 +72,7 @@ def test_signal_before_the_first_step(workplace):
     """To a training whose workers still import MXNet."""
     process = subprocess.Popen(launcher(2, ROOT / 'train_mnist.py', '--kvstore', 'dist_sync'), stderr=subprocess.PIPE,
                                text=True)
-    wait_for(lambda: sum('--guard' in argv for argv in processes().values()) == 4)
+    wait_for(lambda: sum('distributed.guard' in argv for argv in processes().values()) == 4)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0 and 'Traceback' not in err

@@ -177,6 +177,23 @@ def test_signal_stops_all_workers_at_one_step(workplace):
     assert_no_process_is_left()
 
 
+GROUP_THAT_HEARS_NOTHING = '''
+import time
+from distributed import workers
+group = workers.Workers(0, 2, 0.2)
+group._heard = time.monotonic()
+group._watchman.start()
+time.sleep(60)
+'''
+
+
+def test_silence_is_given_up():
+    done = subprocess.run([sys.executable, '-c', GROUP_THAT_HEARS_NOTHING], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and 'Go on from the last checkpoint with --resume' in done.stderr
+    assert 'worker 0 has not heard from the other workers for 0.2 seconds' in done.stderr
+
+
+@pytest.mark.exhaustive
 def test_silent_worker_is_given_up(workplace):
     """Without the launcher's help: worker 1 does not die, it stands still."""
     with two_for_ever('--sync_timeout', '10') as process:  # also the time in which the other worker must come
@@ -186,6 +203,7 @@ def test_silent_worker_is_given_up(workplace):
     assert_no_process_is_left()
 
 
+@pytest.mark.exhaustive
 def test_bound_that_is_not_finite_ends_all(workplace):
     done = launched(2, *ARGV, '-r', '1e30')
     assert done.returncode == 1 and 'not finite' in done.stderr and 'Traceback' not in done.stderr

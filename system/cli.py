@@ -105,7 +105,7 @@ class Stop:
     def __enter__(self):
         self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -80,8 +80,6 @@ def set_environment():
     # the usual 4 all contexts compute one after the other; more cost memory (53 MiB at the default sizes).
     if number > 1:
         os.environ.setdefault('MXNET_CPU_TEMP_COPY', '4096')
-    # The gradients of a weight at all time steps are added up at once, and not one by one: 2 to 6 % of a step.
-    os.environ.setdefault('MXNET_EXEC_INPLACE_GRAD_SUM_CAP', '1000')
 
 
 def add_flags(parser):

@@ -71,9 +71,9 @@ def ask_tensorboard(folder, run_name, path):
                 if not address:
                     continue
                 with urllib.request.urlopen(address.group() + 'data/plugin/scalars/tags', timeout=30) as answer:
-                    tags = json.load(answer).get(run_name, {})
-                if any(tag.startswith('bound/validation') for tag in tags):
-                    return len(tags)
+                    tags = json.load(answer)
+                if 'nats_per_image/bound' in tags.get(f'{run_name}/validation', {}):
+                    return sum(map(len, tags.values()))
         finally:
             process.kill()
     sys.exit(f'TensorBoard did not serve the curves of {run_name}:\n{log.read_text()}')

@@ -8,6 +8,7 @@ from pathlib import Path
 # Under nohup, or in the background of a script, these are ignored, here and in all subprocesses.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ['MXNET_CPU_TEMP_COPY'] = '4'  # or memory grows for a while, as the thousands of pieces come into use
 os.environ['OMP_NUM_THREADS'] = '1'  # read once, when mxnet is imported; subprocesses inherit it
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ['PYTHONPATH'] = ROOT  # for `python -m` in subprocesses

@@ -1,4 +1,5 @@
 """Small IDX files (the format of MNIST) for tests, and how they are refused."""
+import functools
 import gzip
 import struct
 
@@ -18,20 +19,27 @@ def idx_bytes(array):
 
 def write_idx(path, array):
     """Write a raw IDX file, or a compressed one if the name ends in .gz."""
-    with (gzip.open if str(path).endswith('.gz') else open)(path, 'wb') as file:
-        file.write(idx_bytes(array))
+    content = idx_bytes(array)
+    path.write_bytes(gzip.compress(content) if path.suffix == '.gz' else content)
 
 
 def write_mnist(folder, num_train=120, num_test=30, size=(28, 28), seed=0):
     """Write the four MNIST files with round grey blobs on black. `size` is (height, width)."""
-    rng = np.random.default_rng(seed)
+    for name, content in _mnist(num_train, num_test, size, seed).items():
+        (folder / name).write_bytes(content)
+
+
+@functools.lru_cache
+def _mnist(num_train, num_test, size, seed):
+    rng, files = np.random.default_rng(seed), {}
     y, x = np.indices(size)
     for part, n in (('train', num_train), ('t10k', num_test)):
         centre_y, centre_x, radius = (rng.uniform(low, high, (n, 1, 1)) for low, high in
                                       ((0.3, 0.7), (0.3, 0.7), (0.15, 0.3)))
         distance = np.hypot(y - centre_y * size[0], x - centre_x * size[1]) / (radius * min(size))
-        write_idx(folder / f'{part}-images-idx3-ubyte.gz', 255 * np.clip(2 - 2 * distance, 0, 1))
-        write_idx(folder / f'{part}-labels-idx1-ubyte.gz', rng.integers(10, size=n))
+        files[f'{part}-images-idx3-ubyte.gz'] = gzip.compress(idx_bytes(255 * np.clip(2 - 2 * distance, 0, 1)))
+        files[f'{part}-labels-idx1-ubyte.gz'] = gzip.compress(idx_bytes(rng.integers(10, size=n)))
+    return files
 
 
 def numbered_images(n, shape=(2, 3)):

@@ -150,7 +150,8 @@ def outside_payloads(data, net):
     return sorted(positions)
 
 
-def test_damaged_byte_is_refused_or_has_no_effect(saved):
+@pytest.mark.parametrize('every', [16, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_damaged_byte_is_refused_or_has_no_effect(saved, every):
     folder, net = saved
     path, other = folder / 'last.safetensors', make_net(seed=2)
     expected = values(net)
@@ -158,11 +159,11 @@ def test_damaged_byte_is_refused_or_has_no_effect(saved):
     positions = outside_payloads(whole, net)
     assert len(positions) + sum(array.nbytes for array in expected.values()) == len(whole)
     harmless = 0
-    for position in positions:
+    for position in positions[::every]:
         for byte in {whole[position] ^ 1, whole[position] ^ 0x80}:
             path.write_bytes(whole)
             overwrite(path, position, bytes([byte]))
-            if position % 8 == 0:
+            if position % 8 == 0 or every > 1:
                 refusal(storage.load_params, folder, 'last', other)
             sign(path)
             try:

@@ -1,11 +1,13 @@
 """Time this project's training step (training.Training.step) on random binary images.
 
     python -m benchmarks.throughput --attention
-    python -m benchmarks.throughput --attention --peers OTHER_ENVIRONMENT/bin/python
+    python -m benchmarks.throughput --attention --peers
 
 Takes the flags of train_mnist.py; those for data, files and optimization do not change what is timed. The last line
 of the output is JSON.
 """
+import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -136,19 +138,30 @@ def print_operators(args, contexts, num_rows=15):
     print(json.dumps({'operators_ms': {name: round(ms, 3) for ms, _, name in rows}, 'step_ms': round(wall_ms, 3)}))
 
 
-def check_peers(parser, python):
-    command = [python, '-c', 'import torch, jax']
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        parser.error(f'argument --peers: {python} cannot import torch and jax ({_last_line(done.stderr)}); install '
-                     f'benchmarks/requirements.txt in an environment of its own and give its python')
+def check_peers(parser):
+    missing = [name for name in ('torch', 'jax') if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f'argument --peers: {" and ".join(missing)} cannot be imported; '
+                     'pip install -r benchmarks/requirements.txt')
+
+
+@contextlib.contextmanager
+def busy_process():
+    """A process that keeps a processor busy, as any other program of the machine may do, until its parent ends."""
+    code = 'import os; parent = os.getppid()\nwhile os.getppid() == parent: pass'
+    process = subprocess.Popen([sys.executable, '-c', code])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def compare(args):
     """Run ours and the peers in turn, each in a fresh process, and print medians over the rounds and ratios."""
     programs = {'ours': [sys.executable, '-m', 'benchmarks.throughput'],
-                'torch': [args.peers, f'{_FOLDER}/draw_torch.py'],
-                'jax': [args.peers, f'{_FOLDER}/draw_jax.py']}
+                'torch': [sys.executable, f'{_FOLDER}/draw_torch.py'],
+                'jax': [sys.executable, f'{_FOLDER}/draw_jax.py']}
     if args.compile:
         programs['torch.compile'] = [*programs['torch'], '--compile']
     threads = common.num_threads() * args.cpu_contexts
@@ -186,12 +199,12 @@ def parse_args(parser, argv=None):
     group = parser.add_argument_group('benchmark')
     common.add_iterations(group, cli.count)
     modes = group.add_mutually_exclusive_group()
-    modes.add_argument('--peers', nargs='?', const=sys.executable, metavar='PYTHON',
-                       help='compare with PyTorch and JAX, run by this Python (default: the one that runs this)')
+    modes.add_argument('--peers', action='store_true', help='compare with PyTorch and JAX')
     modes.add_argument('--profile', action='store_true', help='time per operator instead')
     modes.add_argument('--memory_steps', type=cli.count, metavar='N', help='resident memory over N steps instead')
     group.add_argument('--rounds', type=cli.count, metavar='N', default=3,
                        help='with --peers: runs of each program, in turn')
+    group.add_argument('--busy', action='store_true', help='beside a process that keeps one processor busy')
     group.add_argument('--compile', action='store_true', help='with --peers: torch.compile too (minutes each time)')
     args = arguments.parse_args(parser, argv)
     if args.compile and not args.peers:
@@ -206,17 +219,18 @@ def main(argv=None):
     args = parse_args(parser, argv)
     with cli.one_line(parser):
         if args.peers:
-            check_peers(parser, args.peers)
+            check_peers(parser)
         contexts = devices.contexts(parser, args)
-    if args.peers:
-        try:
-            compare(args)
-        except PeerError as error:
-            print(f'throughput.py: {error}', file=sys.stderr)
-            return 1
-    else:
-        run = print_operators if args.profile else print_memory if args.memory_steps else time_steps
-        run(args, contexts)
+    with busy_process() if args.busy else contextlib.nullcontext():
+        if args.peers:
+            try:
+                compare(args)
+            except PeerError as error:
+                print(f'throughput.py: {error}', file=sys.stderr)
+                return 1
+        else:
+            run = print_operators if args.profile else print_memory if args.memory_steps else time_steps
+            run(args, contexts)
     return 0
 
 

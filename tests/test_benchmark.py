@@ -1,8 +1,11 @@
 """benchmarks/: the programs run, count right, refuse bad flags, and do the same work as their peers."""
+import contextlib
+import importlib.util
 import json
-import os
+import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -19,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = {'batch_size': 3, 'input_height': 4, 'input_width': 5, 'num_steps': 2, 'num_recurrent_units': 6,
         'latent_dim': 2, 'read_size': 2, 'write_size': 3}
 TINY_FLAGS = [text for name, value in TINY.items() for text in (f'--{name}', str(value))]
-PEERS_PYTHON = os.environ.get('DRAW_PEERS_PYTHON')
+PEERS = all(map(importlib.util.find_spec, ('torch', 'jax')))
 
 
-def start(script, *flags, python=sys.executable):
-    return subprocess.run([python, *script.split(), *TINY_FLAGS, *flags], capture_output=True, text=True,
+def start(script, *flags):
+    return subprocess.run([sys.executable, *script.split(), *TINY_FLAGS, *flags], capture_output=True, text=True,
                           timeout=120)
 
 
@@ -78,7 +81,6 @@ def test_memory_steps():
     (['--compile'], '--peers'),
     (['--gpu', '--peers'], '--gpu'),
     (['--profile', '--peers'], '--profile'),
-    (['--peers', 'no_such_python'], 'no_such_python'),
 ])
 def test_bad_flags_get_one_line(flags, words, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -88,30 +90,45 @@ def test_bad_flags_get_one_line(flags, words, capsys):
     assert captured.err.count('\n') == 1 and words in captured.err and not captured.out
 
 
-def test_python_without_the_peers_is_refused(tmp_path, capsys):
-    python = tmp_path / 'python'
-    python.write_text('#!/bin/sh\necho "ModuleNotFoundError: no torch" >&2\nexit 1\n')
-    python.chmod(0o755)
+def test_python_without_the_peers_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(throughput.importlib.util, 'find_spec', lambda name: None if name == 'jax' else name)
     with pytest.raises(SystemExit) as caught:
-        throughput.main(['--peers', str(python)])
+        throughput.main(['--peers'])
     message = capsys.readouterr().err
     assert caught.value.code == 2
-    assert message.count('\n') == 1 and 'no torch' in message and 'benchmarks/requirements.txt' in message
+    assert message.count('\n') == 1 and 'jax cannot' in message and 'benchmarks/requirements.txt' in message
+
+
+def test_busy_process_computes_until_the_end():
+    with throughput.busy_process() as process:
+        for _ in range(600):  # a minute at most, on a machine that has other work
+            ticks = int(Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()[11])
+            if ticks > 20:
+                break
+            time.sleep(0.1)
+    assert ticks > 20 and process.returncode == -signal.SIGKILL
+
+
+def test_busy_runs_beside_the_steps(monkeypatch):
+    started = []
+    monkeypatch.setattr(throughput, 'busy_process', lambda: started.append('busy') or contextlib.nullcontext())
+    monkeypatch.setattr(throughput, 'time_steps', lambda *_: started.append('steps'))
+    assert throughput.main(['--busy', '--cpu_contexts', '1']) == 0
+    assert throughput.main(['--cpu_contexts', '1']) == 0
+    assert started == ['busy', 'steps', 'steps']
 
 
 def test_rounds_alternate_and_take_medians(monkeypatch, capsys):
     order, speeds = [], iter([10, 5, 20, 30, 8, 20, 20, 2, 20])
 
     def run(command, **_):
-        order.append((command[0], command[1]))
+        order.append(command[1])
         result = {'samples_per_s': next(speeds), 'first_step_s': 1, 'peak_memory_mib': 1}
         return subprocess.CompletedProcess(command, 0, f'text\n{json.dumps(result)}\n', '')
 
     monkeypatch.setattr(throughput.subprocess, 'run', run)
-    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, cpu_contexts=1,
-                                 peers='other'))
-    peers = [('other', str(ROOT / 'benchmarks' / name)) for name in ('draw_torch.py', 'draw_jax.py')]
-    assert order == [(sys.executable, '-m'), *peers] * 3
+    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=3, compile=False, cpu_contexts=1))
+    assert order == ['-m', *(str(ROOT / 'benchmarks' / name) for name in ('draw_torch.py', 'draw_jax.py'))] * 3
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result['samples_per_s'] == 20
     assert {name: row['ratio'] for name, row in result['medians'].items()} == {'ours': 1, 'torch': 4, 'jax': 1}
@@ -127,8 +144,7 @@ def test_contexts_have_as_many_threads_together_as_a_peer(monkeypatch, capsys):
 
     monkeypatch.setenv('OMP_NUM_THREADS', '2')
     monkeypatch.setattr(throughput.subprocess, 'run', run)
-    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=1, compile=False, cpu_contexts=3,
-                                 peers='other'))
+    throughput.compare(Namespace(**TINY, attention=True, iterations=1, rounds=1, compile=False, cpu_contexts=3))
     assert started == [('-m', False, '6'), ('-m', True, '2'), ('draw_torch.py', False, '6'),
                        ('draw_jax.py', False, '6')]
 
@@ -137,7 +153,7 @@ def test_a_failing_peer_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(throughput, 'check_peers', lambda *_: None)
     monkeypatch.setattr(throughput.subprocess, 'run',
                         lambda command, **_: subprocess.CompletedProcess(command, 3, '', 'Traceback\nout of memory\n'))
-    assert throughput.main(['--peers', 'other', '--cpu_contexts', '1']) == 1
+    assert throughput.main(['--peers', '--cpu_contexts', '1']) == 1
     assert capsys.readouterr().err == 'throughput.py: ours failed with exit code 3: out of memory\n'
 
 
@@ -168,7 +184,7 @@ def test_peers_have_our_defaults():
     assert {name: getattr(args, name) for name in common.SIZES} == common.SIZES
 
 
-@pytest.mark.skipif(not PEERS_PYTHON, reason='DRAW_PEERS_PYTHON names no Python with torch and jax')
+@pytest.mark.skipif(not PEERS, reason='needs benchmarks/requirements.txt')
 @pytest.mark.parametrize('peer', ['torch', 'jax'])
 @pytest.mark.parametrize('attention', [False, True])
 def test_peers_agree_on_loss_and_gradients(peer, attention, tmp_path):
@@ -185,8 +201,8 @@ def test_peers_agree_on_loss_and_gradients(peer, attention, tmp_path):
     arrays = {name: parameter.data().asnumpy() for name, parameter in parameters.items()}
     np.savez(tmp_path / 'same.npz', x=x, eps=eps, **arrays)
 
-    done = start(f'draw_{peer}.py', '--agreement', str(tmp_path / 'same'), *['--attention'] * attention,
-                 python=PEERS_PYTHON)
+    done = start(f'{ROOT}/benchmarks/draw_{peer}.py', '--agreement', str(tmp_path / 'same'),
+                 *['--attention'] * attention)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / 'same.out.npz') as theirs:
         assert set(theirs) == {'loss', *parameters}
@@ -198,8 +214,8 @@ def test_peers_agree_on_loss_and_gradients(peer, attention, tmp_path):
                                        err_msg=name)
 
 
-@pytest.mark.skipif(not PEERS_PYTHON, reason='DRAW_PEERS_PYTHON names no Python with torch and jax')
+@pytest.mark.skipif(not PEERS, reason='needs benchmarks/requirements.txt')
 def test_comparison_with_the_peers():
-    result = last_json(start('-m benchmarks.throughput', '--peers', PEERS_PYTHON, '--rounds', '1', '--iterations', '1'))
+    result = last_json(start('-m benchmarks.throughput', '--peers', '--rounds', '1', '--iterations', '1'))
     assert list(result['medians']) == ['ours', 'torch', 'jax']
     assert len({run['num_parameters'] for runs in result['runs'].values() for run in runs}) == 1

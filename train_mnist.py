@@ -137,7 +137,7 @@ def used_devices(config):
     arguments = config.get('arguments', {})
     if arguments.get('gpu') or arguments.get('gpus'):
         return f'GPU {arguments.get("gpus") or 0}'
-    return f'{arguments.get("cpu_contexts")} contexts of {config.get("threads")} threads'
+    return f'CPU (contexts x threads: {arguments.get("cpu_contexts")} x {config.get("threads")})'
 
 
 def is_complete(config, checkpoint, args):

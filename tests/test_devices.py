@@ -77,4 +77,5 @@ def test_a_run_that_goes_on_with_other_devices_says_so(workplace, capsys):
     for argv, said in ((['-t', '16'], False), (['-t', '24', '--cpu_contexts', '1'], True), (['-t', '32'], False)):
         capsys.readouterr()
         assert train_mnist.main(['--resume', folder, *argv]) == 0
-        assert ('Note: 2 contexts of 1 threads before, 1 contexts of 1 threads now.' in capsys.readouterr().out) == said
+        note = 'Note: CPU (contexts x threads: 2 x 1) before, CPU (contexts x threads: 1 x 1) now.'
+        assert (note in capsys.readouterr().out) == said

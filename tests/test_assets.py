@@ -80,6 +80,8 @@ def test_curves_stand_beside_the_papers(make):
         'with attention', 'the paper, with attention, test images: 80.97',
         'without attention', 'the paper, without attention, test images: 87.40']
     assert axes.get_ylim() == (75.97, 145)
+    axes, = make.curves_figure([(True, np.array([[10, 92.], [20, 88.]]))]).axes
+    assert axes.get_ylim() == (75.97, 97)
 
 
 def test_a_name_for_every_run(make):

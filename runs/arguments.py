@@ -10,6 +10,7 @@ from runs import storage
 MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
               'gpu', 'gpus', 'cpu_contexts', 'kvstore', 'sync_timeout')
 _DEVICES = ('gpu', 'gpus', 'cpu_contexts')
+_KL_WARMUP = 20000  # samples
 OF_EACH_WORKER = ('data_dir', 'logdir', *_DEVICES)  # in which workers that train together may differ
 
 
@@ -50,8 +51,9 @@ def _add_arguments(parser):
     add('--seed', type=cli.seed, metavar='N', default=0, help='of parameters, order, pixels and noise')
     add('--clip_norm', type=cli.positive, metavar='X', default=5.,
         help='largest global norm of the gradient, nats per image')
-    add('--kl_warmup', type=cli.count, metavar='N', default=20000,
-        help='training samples over which the weight of the KL grows to 1; 1: no warm-up')
+    add('--kl_warmup', type=cli.count, metavar='N',
+        help='training samples over which the weight of the KL grows to 1; 1: at once; if not given '
+             f'{_KL_WARMUP}, with --init 1')
     add('--log_freq', type=cli.count, metavar='N', default=1280,
         help='training samples between two points of the training curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',
@@ -66,6 +68,8 @@ def _check(parser, args):
     for name, limit in {**largest, 'sync_timeout': 24 * 3600}.items():
         if getattr(args, name) > limit:
             parser.error(f'argument --{name}: at most {limit}, not {getattr(args, name)}')
+    if args.kl_warmup is None:  # with so little weight, a trained model would leave the prior
+        args.kl_warmup = 1 if args.init else _KL_WARMUP
     devices.check_flags(parser, args)
     side = min(args.input_height, args.input_width)
     for name in ('read_size', 'write_size'):

@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 
+from system import cli
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,11 @@ def test_parameters_are_taken_over_and_all_else_is_new(run, monkeypatch):
     config = config_of(folder)
     assert config['samples_seen'] == 32 and config['arguments']['init'] == str(run)
     assert config['init'] == {'run': str(run), 'command': config_of(run)['command'], 'samples_seen': 64}
+
+
+def test_a_trained_model_gets_no_warm_up():
+    for argv, samples in ([], 20000), (['--init', 'run'], 1), (['--init', 'run', '--kl_warmup', '7'], 7):
+        assert train_mnist.parse_args(cli.Parser(), argv).kl_warmup == samples
 
 
 def test_history_of_a_model_is_kept(run):

@@ -81,9 +81,8 @@ def curves_figure(runs):
         axes.axhline(_PAPER[attention], color=colour, linestyle='--',
                      label=f'the paper, {label}, test images: {_PAPER[attention]:.2f}')
     ends, highest = [bound[-1, 1] for _, bound in runs], max(bound[:, 1].max() for _, bound in runs)
-    lowest = min(_PAPER.values()) - 5
-    # Of a model's first training the start is cut off, which is far above all that comes later.
-    axes.set(xlim=(0, None), ylim=(lowest, min(max(*ends, *_PAPER.values()) + 50, highest + 5)))
+    cut = max(*ends, *_PAPER.values()) + 50  # the start of a model's first training is far above all that comes later
+    axes.set(xlim=(0, None), ylim=(min(_PAPER.values()) - 5, min(cut, highest + 5)))
     axes.legend()
     return figure
 

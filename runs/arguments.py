@@ -10,8 +10,8 @@ from runs import storage
 MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
               'gpu', 'gpus', 'cpu_contexts', 'kvstore', 'sync_timeout')
 _DEVICES = ('gpu', 'gpus', 'cpu_contexts')
-_KL_WARMUP = 20000  # samples
 OF_EACH_WORKER = ('data_dir', 'logdir', *_DEVICES)  # in which workers that train together may differ
+_KL_WARMUP = 20000  # samples
 
 
 def _add_arguments(parser):

@@ -20,7 +20,7 @@ def default_contexts(batch_size):
     """Contexts of the CPU for a batch: as many as the processors have room for, of at least 32 images each.
 
     With one thread each they hardly wait for each other; a team of threads waits for its slowest member at each of
-    13,000 operators of a step. A worker of several has one context: the workers share the processors.
+    the thousands of operators of a step. A worker of several has one context: the workers share the processors.
     """
     if os.environ.get('DMLC_ROLE') == 'worker':
         return 1

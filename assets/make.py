@@ -36,23 +36,32 @@ def compact_model(run_dir, folder):
 
 
 def without_paths(config):
-    """The same with the default folders: where the data and the run were on one machine is nobody else's."""
-    defaults = arguments.parse_args(cli.Parser(), [])
-    folders = {'data_dir': defaults.data_dir, 'logdir': defaults.logdir}
-    config = {**config, 'arguments': {**config['arguments'], **folders}, 'command': shorter(config['command'])}
+    """The same with the default folders: where data and runs were on one machine is nobody else's."""
+    config = {**config, 'command': _without_folders(config['command'])}
+    if 'arguments' in config:
+        defaults = arguments.parse_args(cli.Parser(), [])
+        folders = {'data_dir': defaults.data_dir, 'logdir': defaults.logdir}
+        if config['arguments'].get('init'):
+            folders['init'] = 'RUN_DIR'
+        config['arguments'] = {**config['arguments'], **folders}
+    if 'init' in config:  # the same of the run that it started with, and of that one's
+        config['init'] = {**without_paths(config['init']), 'run': 'RUN_DIR'}
     if 'resumed' in config:
-        config['resumed'] = [{**resumed, 'command': shorter(resumed['command'])} for resumed in config['resumed']]
+        config['resumed'] = [{**resumed, 'command': _without_folders(resumed['command'])}
+                             for resumed in config['resumed']]
     return config
 
 
-def shorter(command):
-    words = shlex.split(command)
+def _without_folders(command):
+    words = [part for word in shlex.split(command)
+             for part in (word.split('=', 1) if word.startswith('--') else [word])]
     for flag in ('--data_dir', '--logdir'):
         if flag in words:
             at = words.index(flag)
             del words[at:at + 2]
-    if '--resume' in words:
-        words[words.index('--resume') + 1] = 'RUN_DIR'
+    for flag in ('--init', '--resume'):
+        if flag in words:
+            words[words.index(flag) + 1] = 'RUN_DIR'
     return shlex.join(words)
 
 

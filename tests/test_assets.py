@@ -11,6 +11,7 @@ from PIL import Image
 
 import sample
 import train_mnist
+from commands import ARGV, resume, train
 from idx import write_mnist
 from runs import storage
 
@@ -57,6 +58,19 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
         assert (made / f'model_{i}.gif').read_bytes() == (tmp_path / 'out' / f'sample_{i}.gif').read_bytes()
     with Image.open(made / 'model_reconstructions.png') as picture:
         assert picture.width == 4 * ((T + 1) * 29 - 1)
+
+
+def test_no_folder_of_this_machine_is_shipped(make, run, tmp_path, no_figures):
+    second = train('-t', '16', '--init', run.absolute(), f'--data_dir={tmp_path / "data"}', logdir=tmp_path / 'second')
+    third = train('-t', '16', f'--init={second}', logdir=tmp_path / 'third')
+    assert resume(third, '-t', '32') == 0
+    make.compact_model(third, tmp_path / 'made' / 'model')
+    assert str(tmp_path) not in (tmp_path / 'made' / 'model' / 'config.json').read_text()
+    config = storage.read_config(tmp_path / 'made' / 'model')
+    assert config['arguments']['init'] == config['init']['run'] == config['init']['init']['run'] == 'RUN_DIR'
+    command = ' '.join(['train_mnist.py', *ARGV, '-t 16 --init RUN_DIR'])
+    assert config['command'] == config['init']['command'] == command
+    assert config['resumed'] == [{'command': 'train_mnist.py --resume RUN_DIR -t 32', 'samples_seen': 16}]
 
 
 def test_kl_figure_shows_the_table(make):

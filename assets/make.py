@@ -92,7 +92,7 @@ def curves_figure(runs):
     ends, highest = [bound[-1, 1] for _, bound in runs], max(bound[:, 1].max() for _, bound in runs)
     cut = max(*ends, *_PAPER.values()) + 50  # the start of a model's first training is far above all that comes later
     axes.set(xlim=(0, None), ylim=(min(_PAPER.values()) - 5, min(cut, highest + 5)))
-    axes.legend()
+    figure.legend(loc='outside upper center', ncols=2)
     return figure
 
 

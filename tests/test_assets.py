@@ -85,12 +85,13 @@ def test_kl_figure_shows_the_table(make):
 
 def test_curves_stand_beside_the_papers(make):
     attention, plain = np.array([[0, 500], [10, 90.]]), np.array([[0, 400], [20, 95.]])
-    axes, = make.curves_figure([(True, attention), (False, plain)]).axes
+    figure = make.curves_figure([(True, attention), (False, plain)])
+    axes, = figure.axes
     ours, paper, ours_plain, paper_plain = axes.get_lines()
     for line, points in ((ours, attention), (ours_plain, plain)):
         np.testing.assert_array_equal(np.transpose(line.get_data()), points)
     assert set(paper.get_ydata()) == {80.97} and set(paper_plain.get_ydata()) == {87.40}
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         'with attention', 'the paper, with attention, test images: 80.97',
         'without attention', 'the paper, without attention, test images: 87.40']
     assert axes.get_ylim() == (75.97, 145)

@@ -37,19 +37,19 @@ def compact_model(run_dir, folder):
 
 def without_paths(config):
     """The same with the default folders: where data and runs were on one machine is nobody else's."""
-    config = {**config, 'command': _without_folders(config['command'])}
-    if 'arguments' in config:
-        defaults = arguments.parse_args(cli.Parser(), [])
-        folders = {'data_dir': defaults.data_dir, 'logdir': defaults.logdir}
-        if config['arguments'].get('init'):
-            folders['init'] = 'RUN_DIR'
-        config['arguments'] = {**config['arguments'], **folders}
-    if 'init' in config:  # the same of the run that it started with, and of that one's
-        config['init'] = {**without_paths(config['init']), 'run': 'RUN_DIR'}
-    if 'resumed' in config:
-        config['resumed'] = [{**resumed, 'command': _without_folders(resumed['command'])}
-                             for resumed in config['resumed']]
-    return config
+    defaults = arguments.parse_args(cli.Parser(), [])
+    folders = {'data_dir': defaults.data_dir, 'logdir': defaults.logdir, 'run': 'RUN_DIR', 'init': 'RUN_DIR'}
+
+    def walk(value, key=None):
+        if isinstance(value, dict):
+            return {name: walk(inner, name) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [walk(inner) for inner in value]
+        if key == 'command':
+            return _without_folders(value)
+        return folders.get(key, value) if value else value  # no --init stays None
+
+    return walk(config)
 
 
 def _without_folders(command):

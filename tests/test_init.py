@@ -3,13 +3,11 @@ import json
 import os
 import shutil
 
-from system import cli
-
 import numpy as np
 import pytest
 
 import train_mnist
-from commands import ARGV, Killed, assert_same_files, before_step, config_of, only_folder, refusal, resume, train
+from commands import ARGV, Killed, assert_same_files, before_step, config_of, only_folder, parse, refusal, resume, train
 from runs import storage
 
 pytestmark = pytest.mark.usefixtures('no_figures')
@@ -43,7 +41,7 @@ def test_parameters_are_taken_over_and_all_else_is_new(run, monkeypatch):
 
 def test_a_trained_model_gets_no_warm_up():
     for argv, samples in ([], 20000), (['--init', 'run'], 1), (['--init', 'run', '--kl_warmup', '7'], 7):
-        assert train_mnist.parse_args(cli.Parser(), argv).kl_warmup == samples
+        assert parse(*argv).kl_warmup == samples
 
 
 def test_history_of_a_model_is_kept(run):

@@ -2,10 +2,11 @@
 
     python -m assets.make RUN_DIR NAME [RUN_DIR NAME ...]
 
-Writes beside this file, for each run, NAME/ (config.json and best.safetensors in half precision, which sample.py and
+Writes beside this file, for each model, NAME/ (config.json and best.safetensors in half precision, which sample.py and
 evaluate.py take), and of that very model NAME_grid.gif (the first hundred samples of seed 0), NAME_0.gif ...
 NAME_9.gif (the first ten of them), NAME_reconstructions.png (the first four test images) and NAME_kl.png (the KL of
-every time step over training); and of all runs together curves.png (the validation bound over training).
+every time step over training); and of all runs together curves.png (the validation bound over training). Runs that
+went on from one another with --init have one NAME: the last is the model, and the curve is that of all.
 """
 import io
 import os
@@ -81,17 +82,31 @@ def kl_figure(seen, table):
     return figure
 
 
-def curves_figure(runs):
-    """The validation bounds of runs, a list of (with attention?, array (n, 2)), and the paper's bounds."""
+def samples_before(config):
+    """Training samples that the model had seen when a run began with it (--init)."""
+    init = config.get('init')
+    return init['samples_seen'] + samples_before(init) if init else 0
+
+
+def validation_curve(run_dirs):
+    """The validation bound of a model over all its runs: (with attention?, array (n, 2) of samples and nats)."""
+    configs = [storage.read_config(run_dir) for run_dir in run_dirs]
+    bounds = [log.read_scalars(run_dir)['validation']['bound'] + [samples_before(config), 0]
+              for run_dir, config in zip(run_dirs, configs)]
+    return configs[-1]['arguments']['attention'], np.concatenate(bounds)
+
+
+def curves_figure(curves):
+    """The validation bounds of models, a list of what `validation_curve` returns, and the paper's bounds."""
     figure, axes = _new_figure('bound on the validation images,\nnats per image')
-    for attention, bound in runs:
+    for attention, bound in curves:
         label, colour = f'{"with" if attention else "without"} attention', 'C0' if attention else 'C1'
         axes.plot(*bound.T, color=colour, label=label)
         axes.axhline(_PAPER[attention], color=colour, linestyle='--',
                      label=f'the paper, {label}, test images: {_PAPER[attention]:.2f}')
-    ends, highest = [bound[-1, 1] for _, bound in runs], max(bound[:, 1].max() for _, bound in runs)
+    ends, highest = [bound[-1, 1] for _, bound in curves], max(bound[:, 1].max() for _, bound in curves)
     cut = max(*ends, *_PAPER.values()) + 50  # the start of a model's first training is far above all that comes later
-    axes.set(xlim=(0, None), ylim=(min(_PAPER.values()) - 5, min(cut, highest + 5)))
+    axes.set(ylim=(min(_PAPER.values()) - 5, min(cut, highest + 5)))
     figure.legend(loc='outside upper center', ncols=2)
     return figure
 
@@ -115,19 +130,23 @@ def make(run_dir, name):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, [mx.cpu()])
-    arguments = storage.read_config(run_dir)['arguments']  # they know where the data is
+    config = storage.read_config(run_dir)
+    arguments = config['arguments']  # they know where the data is
     samples = list(paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES))
     render.save_gif(f'{folder}_grid.gif', paint.grid(net, samples))
     paint.write_gifs(net, samples[:_NUM_GIFS], output_dir=FOLDER, prefix=name, scale=paint.SCALE)
     render.save_png(f'{folder}_reconstructions.png', reconstructions(net, arguments))
-    _save(f'{name}_kl.png', kl_figure(*log.read_kl_per_step(run_dir)))
+    seen, kl_t = log.read_kl_per_step(run_dir)
+    _save(f'{name}_kl.png', kl_figure(seen + samples_before(config), kl_t))
 
 
 def main(*argv):
+    runs = {}
     for run_dir, name in zip(argv[::2], argv[1::2]):
-        make(run_dir, name)
-    _save('curves.png', curves_figure([(storage.read_config(run_dir)['arguments']['attention'],
-                                        log.read_scalars(run_dir)['validation']['bound']) for run_dir in argv[::2]]))
+        runs.setdefault(name, []).append(run_dir)
+    for name, run_dirs in runs.items():
+        make(run_dirs[-1], name)
+    _save('curves.png', curves_figure([validation_curve(run_dirs) for run_dirs in runs.values()]))
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import train_mnist
 from commands import ARGV, resume, train
 from idx import write_mnist
 from runs import storage
+from runs.log import read_scalars
 
 ASSETS = Path(__file__).resolve().parent.parent / 'assets'
 T = 4
@@ -71,6 +72,17 @@ def test_no_folder_of_this_machine_is_shipped(make, run, tmp_path, no_figures):
     command = ' '.join(['train_mnist.py', *ARGV, '-t 16 --init RUN_DIR'])
     assert config['command'] == config['init']['command'] == command
     assert config['resumed'] == [{'command': 'train_mnist.py --resume RUN_DIR -t 32', 'samples_seen': 16}]
+
+
+def test_runs_of_one_name_are_one_model(make, run, tmp_path, no_figures):
+    second = train('-t', '32', '--init', run, logdir=tmp_path / 'second')
+    third = train('-t', '16', '--init', second, logdir=tmp_path / 'third')
+    attention, bound = make.validation_curve([run, second, third])
+    assert attention is False and bound[:, 0].tolist() == [64, 64 + 32, 64 + 32 + 16]
+    own = [read_scalars(folder)['validation']['bound'][0, 1] for folder in (run, second, third)]
+    assert bound[:, 1].tolist() == own
+    make.main(str(second), 'model', str(third), 'model')
+    assert storage.read_config(tmp_path / 'made' / 'model')['validation'] == storage.read_config(third)['validation']
 
 
 def test_kl_figure_shows_the_table(make):

@@ -116,6 +116,7 @@ def _new_figure(ylabel):
     axes = figure.subplots()
     axes.set(xlabel='training samples', ylabel=ylabel)
     axes.xaxis.set_major_formatter('{x:,.0f}')
+    axes.locator_params(axis='x', nbins=7)
     return figure, axes
 
 

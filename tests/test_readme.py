@@ -1,4 +1,6 @@
 """What the README and the other pages say of the commands is what they do."""
+import hashlib
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import evaluate
 import sample
 import train_mnist
+from assets.make import samples_before
 from benchmarks import throughput
 from distributed import launch
 from runs import storage
@@ -95,6 +98,22 @@ def test_pictures_and_files_exist(page):
     named = re.findall(r'`((?:\w+/)*\w+\.(?:py|txt))`', text)
     assert [path for path in links if not (folder / path).exists()] == []
     assert [path for path in named if not (ROOT / path).exists() and not (folder / path).exists()] == []
+
+
+@pytest.mark.parametrize('name, label', [('draw_w_attn', 'with attention'), ('draw_wo_attn', 'without attention')])
+def test_results_are_those_of_the_shipped_models(name, label):
+    folder = ROOT / 'assets' / name
+    config, result = (json.loads((folder / file).read_text()) for file in ('config.json', 'evaluation.json'))
+    assert result['parameters_sha256'] == hashlib.sha256((folder / 'best.safetensors').read_bytes()).hexdigest()
+    bound = f'{result["bound"]:.2f} ± {result["standard_error"]:.2f}'
+    tighter = f'{result["importance_weighted_bound"]:.2f} ± {result["importance_weighted_standard_error"]:.2f}'
+    model = f'| {label} | {samples_before(config) + config["samples_seen"]:,} | {bound} |'
+    parts = f'{result["reconstruction"]:.2f} | {result["kl"]:.2f}'
+    assert f'{model} {tighter} |\n' in README
+    assert f'{model} {parts} | {tighter} |' in PAGES['docs/results.md']
+    for page in (README, PAGES['docs/results.md']):
+        assert f'| Importance-weighted, K = {result["num_importance_samples"]} |' in page
+    assert result['num_images'] == 10000
 
 
 def test_the_architecture_names_what_is_in_the_code():

@@ -58,7 +58,9 @@ def _add_arguments(parser):
         help='training samples between two points of the training curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',
         help='training samples between two checkpoints; as --val_freq if not given')
-    add('--init', metavar='RUN_DIR', help='start with the parameters of this model, of the same sizes')
+    add('--init', metavar='RUN_DIR',
+        help='start with the parameters of this model, of the same sizes; without another --seed it gets the same '
+             'pixels and noise again')
     add('--resume', metavar='RUN_DIR',
         help='go on with this run; of its arguments only these may change: ' + ', '.join(MAY_CHANGE))
 

@@ -131,12 +131,11 @@ def make(run_dir, name):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, [mx.cpu()])
-    config = storage.read_config(run_dir)
-    arguments = config['arguments']  # they know where the data is
+    config = storage.read_config(run_dir)  # unlike the model folder's, it knows where the data is
     samples = list(paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES))
     render.save_gif(f'{folder}_grid.gif', paint.grid(net, samples))
     paint.write_gifs(net, samples[:_NUM_GIFS], output_dir=FOLDER, prefix=name, scale=paint.SCALE)
-    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, arguments))
+    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, config['arguments']))
     seen, kl_t = log.read_kl_per_step(run_dir)
     _save(f'{name}_kl.png', kl_figure(seen + samples_before(config), kl_t))
 

@@ -17,6 +17,7 @@ import sample
 import train_mnist
 from assets.make import samples_before
 from benchmarks import throughput
+from commands import config_of
 from distributed import launch
 from runs import storage
 
@@ -103,7 +104,7 @@ def test_pictures_and_files_exist(page):
 @pytest.mark.parametrize('name, label', [('draw_w_attn', 'with attention'), ('draw_wo_attn', 'without attention')])
 def test_results_are_those_of_the_shipped_models(name, label):
     folder = ROOT / 'assets' / name
-    config, result = (json.loads((folder / file).read_text()) for file in ('config.json', 'evaluation.json'))
+    config, result = config_of(folder), json.loads((folder / 'evaluation.json').read_text())
     assert result['parameters_sha256'] == hashlib.sha256((folder / 'best.safetensors').read_bytes()).hexdigest()
     bound = f'{result["bound"]:.2f} ± {result["standard_error"]:.2f}'
     tighter = f'{result["importance_weighted_bound"]:.2f} ± {result["importance_weighted_standard_error"]:.2f}'

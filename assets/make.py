@@ -11,7 +11,6 @@ went on from one another with --init have one NAME: the last is the model, and t
 import io
 import os
 import shlex
-import sys
 
 from system import cli, files
 
@@ -140,16 +139,22 @@ def make(run_dir, name):
     _save(f'{name}_kl.png', kl_figure(seen + samples_before(config), kl_t))
 
 
-def main(*argv):
+def main(argv=None):
+    parser = cli.Parser(prog='python -m assets.make', doc=__doc__)
+    parser.add_argument('pairs', nargs='+', metavar='RUN_DIR NAME',
+        help='folder of a run, and the name of its model; runs that went on from one another have one name')
+    pairs = parser.parse_args(argv).pairs
+    if len(pairs) % 2:
+        parser.error(f'{pairs[-1]!r} has no NAME')
     runs = {}
-    for run_dir, name in zip(argv[::2], argv[1::2]):
+    for run_dir, name in zip(pairs[::2], pairs[1::2]):
         runs.setdefault(name, []).append(run_dir)
-    for name, run_dirs in runs.items():
-        make(run_dirs[-1], name)
-    _save('curves.png', curves_figure([validation_curve(run_dirs) for run_dirs in runs.values()]))
+    with cli.one_line(parser):
+        curves = curves_figure([validation_curve(run_dirs) for run_dirs in runs.values()])
+        for name, run_dirs in runs.items():
+            make(run_dirs[-1], name)
+        _save('curves.png', curves)
 
 
 if __name__ == '__main__':
-    if len(sys.argv) < 3 or len(sys.argv) % 2 == 0:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    cli.start(main)

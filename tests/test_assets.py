@@ -1,7 +1,6 @@
 """assets/make.py, and the models in assets/."""
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def test_assets_of_a_run(make, tmp_path, monkeypatch, attention):
             '--data_dir', str(tmp_path / 'data'), '--logdir', str(tmp_path / 'logs')]
     assert train_mnist.main(argv) == 0
     run, = (tmp_path / 'logs').iterdir()
-    make.main(str(run), 'model')
+    make.main([str(run), 'model'])
     made = tmp_path / 'made'
     assert sorted(os.listdir(made)) == sorted([
         'curves.png', 'model', 'model_grid.gif', 'model_kl.png', 'model_reconstructions.png',
@@ -81,7 +80,7 @@ def test_runs_of_one_name_are_one_model(make, run, tmp_path, no_figures):
     assert attention is False and bound[:, 0].tolist() == [64, 64 + 32, 64 + 32 + 16]
     own = [read_scalars(folder)['validation']['bound'][0, 1] for folder in (run, second, third)]
     assert bound[:, 1].tolist() == own
-    make.main(str(second), 'model', str(third), 'model')
+    make.main([str(second), 'model', str(third), 'model'])
     assert storage.read_config(tmp_path / 'made' / 'model')['validation'] == storage.read_config(third)['validation']
 
 
@@ -111,8 +110,12 @@ def test_curves_stand_beside_the_papers(make):
     assert axes.get_ylim() == (75.97, 97)
 
 
-def test_a_name_for_every_run(make):
-    for argv in ([], ['run'], ['run', 'model', 'other']):
-        result = subprocess.run([sys.executable, '-m', 'assets.make', *argv], capture_output=True, text=True,
-                                timeout=60)
-        assert result.returncode == 1 and 'RUN_DIR NAME' in result.stderr
+@pytest.mark.parametrize('argv, message', [
+    ([], 'required: RUN_DIR NAME'), (['run'], "'run' has no NAME"), (['run', 'model', 'other'], "'other' has no NAME"),
+    (['RUN', 'model', 'no_run', 'other'], 'no_run')])
+def test_bad_arguments_make_nothing(make, run, tmp_path, capsys, argv, message):
+    with pytest.raises(SystemExit) as end:
+        make.main([str(run) if word == 'RUN' else word for word in argv])
+    error, = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and error.startswith('python -m assets.make: error: ') and message in error
+    assert not os.listdir(tmp_path / 'made')

@@ -1,6 +1,7 @@
 """assets/make.py, and the models in assets/."""
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -119,3 +120,8 @@ def test_bad_arguments_make_nothing(make, run, tmp_path, capsys, argv, message):
     error, = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and error.startswith('python -m assets.make: error: ') and message in error
     assert not os.listdir(tmp_path / 'made')
+
+
+def test_it_runs_as_a_module():
+    result = subprocess.run([sys.executable, '-m', 'assets.make'], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and 'RUN_DIR NAME' in result.stderr

@@ -59,7 +59,7 @@ class Alone:
         """Find the others."""
 
     def begin(self, trainer):
-        """Give all the same parameters before the first step."""
+        """Make a Trainer ready for the first step; all workers have the same parameters already."""
 
     def sum(self, array):
         """The sum of the workers' NumPy arrays, in their own precision; all call it in the same order."""

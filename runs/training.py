@@ -49,6 +49,7 @@ class Training:
         # Updates here and not in the KVStore: the gradient's norm is that of the sum over all.
         self._trainer = gluon.Trainer(list(self._parameters.values()), 'adam', {'learning_rate': args.learning_rate},
                                       kvstore=self.group.kvstore, update_on_kvstore=False)
+        self.share_params()  # MXNet would share those of the worker that it counts first, which need not be worker 0
         self.group.begin(self._trainer)
         self._noise_ahead = None, None
 

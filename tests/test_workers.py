@@ -110,14 +110,12 @@ def test_resume_with_another_number_of_workers(workplace):
     assert_same_parameters(folder, whole, 'last.safetensors')
 
 
-class Alike:
+class Alike(workers.Alone):
     """Stands in for Workers: `rank` of `size`, and nobody there."""
 
     def __init__(self, rank, size):
-        self.rank, self.size, self.kvstore = rank, size, 'local'
-
-    def begin(self, trainer):
-        pass
+        super().__init__()
+        self.rank, self.size = rank, size
 
 
 def test_every_image_of_an_epoch_is_read_once(workplace):
@@ -230,22 +228,29 @@ def test_worker_that_refuses_ends_all(workplace):
     assert_no_process_is_left()
 
 
+def free_ports(number):
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(('127.0.0.1', 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+    return free_ports(1)[0]
 
 
 @contextlib.contextmanager
-def by_hand(port, *lines):
-    """A scheduler, a server and workers with these arguments, as the README says without the launcher."""
-    common = {**os.environ, 'DMLC_PS_ROOT_URI': '127.0.0.1', 'DMLC_PS_ROOT_PORT': str(port), 'DMLC_NUM_SERVER': '1',
-              'DMLC_NUM_WORKER': str(len(lines)), 'DMLC_NODE_HOST': '127.0.0.1'}
+def by_hand(*lines, script=ROOT / 'train_mnist.py', environments=({}, {})):
+    """A scheduler, a server and two workers with these arguments, as the README says without the launcher."""
+    common = {**os.environ, 'DMLC_PS_ROOT_URI': '127.0.0.1', 'DMLC_PS_ROOT_PORT': str(free_port()),
+              'DMLC_NUM_SERVER': '1', 'DMLC_NUM_WORKER': '2', 'DMLC_NODE_HOST': '127.0.0.1'}
     services = [subprocess.Popen([sys.executable, '-c', 'import system, mxnet'], env={**common, 'DMLC_ROLE': name})
                 for name in ('scheduler', 'server')]
-    started = [subprocess.Popen([sys.executable, ROOT / 'train_mnist.py', *argv], text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env={**common, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': task})
-               for task, argv in lines]
+    started = [subprocess.Popen([sys.executable, script, *argv], text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE,
+                                env={**common, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': str(task), **own})
+               for task, (argv, own) in enumerate(zip(lines, environments))]
     try:
         yield started
     finally:
@@ -255,12 +260,41 @@ def by_hand(port, *lines):
 
 
 def test_workers_with_different_arguments(workplace):
-    with by_hand(free_port(), ('0', [*ARGV, *DIST]), ('1', [*ARGV, *DIST, '--clip_norm', '3'])) as started:
+    with by_hand([*ARGV, *DIST], [*ARGV, *DIST, '--clip_norm', '3']) as started:
         outputs = [process.communicate(timeout=TIME_OUT) for process in started]
     for process, (out, err) in zip(started, outputs):
         assert process.returncode == 2 and not out
         assert 'worker 1 differs from worker 0: clip_norm is not the same' in err and len(err.splitlines()) == 1
     assert not os.path.exists('results') or os.listdir('results') == []
+
+
+TOLD = '''
+import sys
+import train_mnist
+from distributed import workers
+
+def connected(group, connect=workers.Workers.connect):
+    connect(group)
+    with open(f'worker-{group.rank}', 'w') as file:
+        file.write(f'{group.kvstore.rank} in MXNet')
+
+workers.Workers.connect = connected
+sys.exit(train_mnist.main())
+'''
+
+
+def test_init_of_worker_0_is_that_of_all(workplace):
+    """Also where MXNet counts worker 1 first, as it does when that one listens at the smaller port."""
+    (workplace / 'told.py').write_text(TOLD)
+    model = train('-t', '16', logdir='model')
+    argv = [*ARGV, '--init', str(model), '--seed', '3', '-t', '48']
+    whole = train(*argv, logdir='whole')
+    environments = [{'PORT': str(port)} for port in sorted(free_ports(2), reverse=True)]
+    with by_hand(*2 * [[*argv, *DIST]], script=workplace / 'told.py', environments=environments) as started:
+        outputs = [process.communicate(timeout=TIME_OUT) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert [Path(f'worker-{rank}').read_text() for rank in (0, 1)] == ['1 in MXNet', '0 in MXNet']
+    assert_close(only_folder('results'), whole)
 
 
 def test_workers_with_other_packages_or_images(monkeypatch):

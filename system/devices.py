@@ -50,13 +50,15 @@ def planned_contexts(argv, default=default_contexts):
     `default` is a function of the batch size.
     """
     flags = _Flags(add_help=False, allow_abbrev=False)
-    for name in ('--gpus', '--cpu_contexts', '--batch_size', '-b', '--resume'):
+    for name in ('--gpus', '--cpu_contexts', '--batch_size', '-b'):
         flags.add_argument(name)
     flags.add_argument('--gpu', action='store_true')
+    of_training = os.path.basename(os.path.realpath(sys.argv[0])) != 'evaluate.py'  # its --resume takes no folder
+    flags.add_argument('--resume', action='store' if of_training else 'store_true')
     try:
         given = flags.parse_known_args(argv)[0]
         stored = {}
-        if given.resume:
+        if of_training and given.resume:
             with open(os.path.join(given.resume, 'config.json')) as file:
                 stored = json.load(file)['arguments']
         if given.gpu or given.gpus:

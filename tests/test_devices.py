@@ -15,10 +15,11 @@ NAMES = ('OMP_NUM_THREADS', 'MXNET_OMP_MAX_THREADS', 'MXNET_CPU_PARALLEL_SIZE', 
 LARGE = str(2 ** 31 - 1)
 
 
-def environment(own, *argv, processors=4):
+def environment(own, *argv, processors=4, script='train_mnist.py'):
     """What importing system makes of these variables and this command line, on a machine of so many processors."""
     others = {name: value for name, value in os.environ.items() if name not in NAMES}
-    code = (f'import os; os.sched_getaffinity = lambda pid: range({processors}); import system; '
+    code = (f'import os, sys; os.sched_getaffinity = lambda pid: range({processors}); sys.argv[0] = {script!r}; '
+            'import system; '
             f'print(*(os.environ.get(name) for name in {NAMES}))')
     output = subprocess.run([sys.executable, '-c', code, *argv], env={**others, **own}, capture_output=True, text=True,
                             check=True, timeout=60)
@@ -50,6 +51,14 @@ def test_a_resumed_run_keeps_its_contexts(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps({'arguments': {'cpu_contexts': 4, 'batch_size': 8}}))
     assert environment({}, '--resume', str(tmp_path))[0] == '1'
     assert environment({}, '--resume', str(tmp_path), '--cpu_contexts', '2')[0] == '2'
+
+
+def test_an_evaluation_that_goes_on_has_the_contexts_of_its_command_line(tmp_path):
+    """Not those of the training: its --resume takes no folder."""
+    (tmp_path / 'config.json').write_text(json.dumps({'arguments': {'cpu_contexts': 4, 'batch_size': 8}}))
+    run, four = str(tmp_path), '--cpu_contexts=4'
+    for argv, threads in ([run, '--resume'], '2'), (['--resume', run], '2'), ([run, '--resume', four], '1'):
+        assert environment({}, *argv, script='some/where/evaluate.py') == (threads, 'None', LARGE, '4096'), argv
 
 
 @pytest.mark.parametrize('processors, threads, batch_size, expected', [

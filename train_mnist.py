@@ -75,10 +75,14 @@ def train(training, images, validation_images, log, folder, stop):
                              samples_per_second=(training.seen - logged) / (time.perf_counter() - log_moment))
             bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
             if is_due(args.val_freq):  # also when stopping, as a run that goes on begins with the next step
+                log.gradients(training.net, training.seen)
                 validate(training, validation_images[:args.num_val_samples], log, folder, bar)
             if stopping or is_due(checkpoint_freq):
                 training.save_checkpoint(folder, log)
             recent, logged, log_moment = [], training.seen, time.perf_counter()
+        if not stopping and math.isinf(training.best_bound):  # there was no step left, and never a validation
+            validate(training, validation_images[:args.num_val_samples], log, folder, bar)
+            training.save_checkpoint(folder, log)
     log.save_curves()
     if stopping:
         training.save_params(folder, 'last')
@@ -92,7 +96,6 @@ def validate(training, images, log, folder, bar):
     log.bound('validation', training.seen, reconstruction, kl)
     log.kl_per_step(training.seen, kl_t)
     log.pictures(training.net, images, training.seen, training.contexts)
-    log.gradients(training.net, training.seen)
     bar.say(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
     training.save_params(folder, 'last')
     if bound < training.best_bound:

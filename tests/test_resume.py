@@ -92,6 +92,21 @@ def test_checkpoint_before_the_first_validation(workplace, monkeypatch):
     assert_same_files(folder, whole)
 
 
+def test_run_that_is_ended_before_its_first_validation(workplace, monkeypatch):
+    """By a resume that asks for no more samples than were seen."""
+    argv = ['-f', '128', '--checkpoint_freq', '32', '--lr_decay', '0']
+    whole = train(*argv, '-t', '64', logdir='whole')
+    with monkeypatch.context() as patch:
+        stop_after(patch, 64)
+        with pytest.raises(Killed):
+            train(*argv, '-t', '128')
+    folder = only_folder('results')
+    assert resume(folder, '-t', '64') == 0
+    assert_same_files(folder, whole)
+    assert config_of(folder)['validation'] == config_of(whole)['validation']
+    assert checkpoint(folder)[1]['best_bound'] == checkpoint(whole)[1]['best_bound']
+
+
 def test_resume_of_a_complete_run_says_so_and_changes_nothing(run, capsys):
     before = whole_content(run)
     assert resume(run) == resume(run, '-t', '32') == 0  # a run does not get shorter

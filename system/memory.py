@@ -3,6 +3,8 @@ import contextlib
 import resource
 from pathlib import Path
 
+_CONTAINER = '/sys/fs/cgroup/memory.'  # start of the names of cgroup v2's files
+
 
 def available():
     """Bytes that this process can still take: of the machine's memory, and below the limits on it that are set."""
@@ -11,12 +13,13 @@ def available():
     if address_space != resource.RLIM_INFINITY:
         limits.append(address_space - _field('/proc/self/status', 'VmSize:'))
     with contextlib.suppress(OSError, ValueError):  # of a container; 'max' where it has none
-        most, now = (int(Path(f'/sys/fs/cgroup/memory.{name}').read_text()) for name in ('max', 'current'))
-        limits.append(most - now)
+        most, now = (int(Path(f'{_CONTAINER}{name}').read_text()) for name in ('max', 'current'))
+        # What was read or written long ago counts as taken, and is given back when memory is short.
+        limits.append(most - now + _field(f'{_CONTAINER}stat', 'inactive_file', unit=1))
     return max(0, min(limits))
 
 
-def _field(path, name):
-    """A number of kB in a file of the kernel's, in bytes."""
+def _field(path, name, unit=1024):
+    """A number in a file of the kernel's, in bytes; `unit` is that of the file, kB as a rule."""
     with open(path) as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))
+        return next(unit * int(line.split()[1]) for line in file if line.startswith(name))

@@ -1,0 +1,39 @@
+"""system/memory.py: how much memory there is, and trainings that need more."""
+import os
+import subprocess
+import sys
+
+from system import memory
+
+import pytest
+
+import train_mnist
+from commands import ARGV, ROOT, refusal
+
+
+def test_of_the_machine():
+    assert 0 < memory.available() <= os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def test_below_a_limit_on_the_address_space():
+    line = f'ulimit -v 1000000; {sys.executable} -c "from system import memory; print(memory.available())"'
+    done = subprocess.run(['bash', '-c', line], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+                          capture_output=True, text=True, timeout=60)
+    assert 0 <= int(done.stdout) < 1024 * 10 ** 6, done.stderr
+
+
+@pytest.mark.parametrize('most, free', [(9000, 9000 - 7000 + 500), (7000, 500), (5000, 0), ('max', None)])
+def test_in_a_container(tmp_path, monkeypatch, most, free):
+    monkeypatch.setattr(memory, '_CONTAINER', f'{tmp_path}/memory.')
+    of_the_machine = memory.available()
+    (tmp_path / 'memory.max').write_text(f'{most}\n')
+    (tmp_path / 'memory.current').write_text('7000\n')
+    (tmp_path / 'memory.stat').write_text('anon 6000\nfile 900\ninactive_file 500\nactive_file 400\n')
+    assert memory.available() == free if free is not None else memory.available() > of_the_machine / 2
+
+
+def test_a_training_that_needs_more_is_refused(workplace, capsys, monkeypatch):
+    monkeypatch.setattr(train_mnist.memory, 'available', lambda: 2 ** 15)
+    line = refusal(capsys, train_mnist.main, *ARGV)
+    assert 'of memory or more, but there are 0.0' in line
+    assert os.listdir('results') == []

@@ -170,7 +170,8 @@ def run(args, contexts, group, command):
                 print(f'{folder} is complete: {config["validation"]["samples_seen"]:,} training samples, validation '
                       f'bound {config["validation"]["bound"]:.2f} nats. A larger --num_train_samples trains on.')
             return 0
-        need, there = memory_needed(net, args.batch_size, len(contexts)), memory.available()
+        need = group.num_here() * memory_needed(net, args.batch_size // group.size, len(contexts))
+        there = memory.available()
         if need > there and contexts[0].device_type == 'cpu':
             raise cli.UserError(f'a training of these sizes needs {need / 2 ** 30:,.1f} GiB of memory or more, but '
                                 f'there are {there / 2 ** 30:,.1f}')

@@ -76,6 +76,10 @@ class Alone:
     def check_same(self, facts):
         """Raises WorkersError, at every worker, where one has other facts (a dict) than worker 0."""
 
+    def num_here(self):
+        """Number of the workers that this host has, this one among them."""
+        return 1
+
     def leave(self):
         """End the common work; returns when all others have come here too."""
 
@@ -147,6 +151,12 @@ class Workers(Alone):
         for rank, name in ((rank, name) for rank in range(self.size) for k, name in enumerate(facts, start=1)
                            if table[rank, k] != table[0, k]):
             raise WorkersError(f'worker {rank} differs from worker 0: {name} is not the same (here: {facts[name]!r})')
+
+    def num_here(self):
+        hosts = np.zeros(self.size)
+        hosts[self.rank] = zlib.crc32(socket.gethostname().encode())
+        hosts = self.sum(hosts)
+        return int((hosts == hosts[self.rank]).sum())
 
     def leave(self):
         """End the common work; returns when all others have come here too."""

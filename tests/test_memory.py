@@ -8,7 +8,8 @@ from system import memory
 import pytest
 
 import train_mnist
-from commands import ARGV, ROOT, refusal
+from commands import ARGV, BATCH, ROOT, refusal
+from distributed.workers import Alone
 
 
 def test_of_the_machine():
@@ -37,3 +38,12 @@ def test_a_training_that_needs_more_is_refused(workplace, capsys, monkeypatch):
     line = refusal(capsys, train_mnist.main, *ARGV)
     assert 'of memory or more, but there are 0.0' in line
     assert os.listdir('results') == []
+
+
+def test_the_workers_of_a_host_need_memory_for_their_parts_of_the_batch(workplace, capsys, monkeypatch):
+    group, asked = Alone(), []
+    group.size, group.num_here = 4, lambda: 2
+    monkeypatch.setattr(train_mnist.workers, 'join', lambda *_: group)
+    monkeypatch.setattr(train_mnist, 'memory_needed', lambda net, batch_size, _: asked.append(batch_size) or 2 ** 60)
+    assert 'needs 2,147,483,648.0 GiB' in refusal(capsys, train_mnist.main, *ARGV)
+    assert asked == [BATCH // 4]

@@ -307,6 +307,12 @@ def test_workers_with_other_packages_or_images(monkeypatch):
     group.check_same(facts)
 
 
+def test_workers_of_one_host(monkeypatch):
+    group = workers.Workers(1, 4, 60)
+    monkeypatch.setattr(group, 'sum', lambda own: own + [own[1], 0, 17, 0])
+    assert group.num_here() == 2 and workers.Alone().num_here() == 1
+
+
 def test_workers_with_the_same_number(monkeypatch):
     group = workers.Workers(1, 2, 60)
     monkeypatch.setattr(group, 'sum', lambda table: 2 * table)

@@ -18,21 +18,24 @@ def _are_bounds(values):
 
 
 class Evaluation:
-    """The evaluation of a model with some settings: a file of its own, so that no other result is replaced.
+    """The evaluation of a model with some settings: a file for each choice of them.
 
     Parameters
     ----------
     run_dir : str
     parameters : str
         Path of the parameter file.
+    images : numpy.ndarray
+        (n, height * width), binarized.
     settings : dict
-        All that decides the result, of what JSON can hold.
+        What else decides the result, and the number of images, of what JSON can hold.
     """
 
-    def __init__(self, run_dir, parameters, settings):
+    def __init__(self, run_dir, parameters, images, settings):
         with open(parameters, 'rb') as file:
             digest = hashlib.sha256(file.read()).hexdigest()
-        self._settings = {**settings, 'parameters_sha256': digest}
+        self._settings = {**settings, 'images_sha256': hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+                          'parameters_sha256': digest}
         name = '-'.join(f'{key}_{value}' for key, value in settings.items() if value is not None)
         self._path = os.path.join(run_dir, 'evaluations', f'{name}.json')
 
@@ -73,6 +76,6 @@ class Evaluation:
         except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise storage.RunError(f'{path} is damaged: {error}') from None
         if part.get('settings') != self._settings:
-            raise storage.RunError(f'{path} is of other parameters than those that are there now: without --resume '
-                                   f'the evaluation starts anew')
+            raise storage.RunError(f'{path} is of other parameters or images than those that are there now: without '
+                                   '--resume the evaluation starts anew')
         return done

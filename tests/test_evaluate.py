@@ -18,6 +18,7 @@ import evaluate
 from commands import assert_help_is_complete, config_of, refusal, script
 from dataset import stream
 from dataset.noise import noise
+from idx import write_mnist
 from oracle import forward_one, sigmoid
 from runs import storage
 from runs.bounds import Evaluator
@@ -157,9 +158,10 @@ def test_whole_test_set(run, evaluated):
                  'trained with dynamic', f'{result["importance_weighted_bound"]:.2f}', 'best.safetensors'):
         assert text in out
     net, _, path = storage.load_net(run, [CPU])
-    assert result['parameters_sha256'] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    split = stream.load('mnist', 'data', (28, 28))['test']
-    per_image = bounds(net, stream.evaluation_images(split, 'dynamic'), 0, 5)
+    images = stream.evaluation_images(stream.load('mnist', 'data', (28, 28))['test'], 'dynamic')
+    for key, content in ('parameters', Path(path).read_bytes()), ('images', images.tobytes()):
+        assert result[f'{key}_sha256'] == hashlib.sha256(content).hexdigest()
+    per_image = bounds(net, images, 0, 5)
     np.testing.assert_allclose(per_image['importance_weighted'].mean(), result['importance_weighted_bound'], rtol=1e-6)
 
 
@@ -226,6 +228,15 @@ def test_part_of_other_parameters_is_refused(run, monkeypatch, capsys):
     storage.save_params(run, 'best', net)
     assert 'is of other parameters' in refusal(capsys, evaluate.main, run, '-b', '8', '--resume')
     assert evaluate.main([str(run), '-b', '8']) == 0
+
+
+def test_part_of_other_images_is_refused(run, monkeypatch, capsys):
+    stopped(run, monkeypatch)
+    os.mkdir('other')
+    write_mnist(Path('other'), seed=1)
+    argv = [run, '-b', '8', '--data_dir', 'other']
+    assert 'is of other parameters or images' in refusal(capsys, evaluate.main, *argv, '--resume')
+    assert evaluate.main(list(map(str, argv))) == 0
 
 
 @pytest.mark.parametrize('damage', [

@@ -6,6 +6,7 @@
     python sample.py RUN_DIR --grid FILE.gif  # a hundred samples being painted at once
 """
 import argparse
+import contextlib
 import os
 
 from system import cli, devices
@@ -97,17 +98,15 @@ def _test_images(arguments, data_dir, number):
 
 
 def _writable_folder(args):
-    """The folder for the GIFs, made if it is missing."""
+    """The folder for the GIFs, made if it is missing, and whether it is new."""
     if args.output_dir is not None:
-        storage.check_writable(args.output_dir)
-        return args.output_dir
+        return args.output_dir, storage.check_writable(args.output_dir)
     folder = os.path.join(args.run_dir, 'samples')
     try:
-        storage.check_writable(folder)
+        return folder, storage.check_writable(folder)
     except storage.RunError:  # somebody else's run, or a read-only disk
         folder = f'samples-{os.path.basename(os.path.abspath(args.run_dir))}'
-        storage.check_writable(folder)
-    return folder
+        return folder, storage.check_writable(folder)
 
 
 def _finite(paintings, path):
@@ -119,13 +118,15 @@ def _finite(paintings, path):
 
 def _write_gifs(net, paintings, args):
     """Write a GIF of each painting; returns how many, and their names."""
-    folder = _writable_folder(args)
+    folder, is_new = _writable_folder(args)
     try:
         number = paint.write_gifs(net, paintings, output_dir=folder, prefix=args.prefix, scale=args.scale,
                                   boxes=not args.no_boxes)
-    finally:
-        if not os.listdir(folder):
-            os.rmdir(folder)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it has a GIF
+                os.rmdir(folder)
+        raise
     names = f'{args.prefix}_0.gif' + (f' ... {args.prefix}_{number - 1}.gif' if number > 1 else '')
     return number, os.path.join(folder, names)
 

@@ -41,13 +41,15 @@ def versions():
 
 
 def check_writable(folder):
-    """Make `folder` and try to write in it. Raises RunError."""
+    """Make `folder` if it is missing, and try to write in it; returns whether it was missing. Raises RunError."""
+    is_new = not os.path.isdir(folder)
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RunError(f'cannot write in {folder}: {error.strerror}') from None
+    return is_new
 
 
 def create(logdir, name, config):

@@ -359,6 +359,21 @@ def test_canvases_that_are_not_finite(request, tmp_path, monkeypatch, capsys, ru
     assert sorted(os.listdir()) == ['data', 'run'] and content('run') == before
 
 
+def test_only_a_folder_of_its_own_is_taken_away(plain_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir('mine')
+    for folder in 'mine', 'new':
+        def stop(*_, folder=folder, **__):
+            assert os.listdir(folder) == []
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(paint, 'write_gifs', stop)
+        with pytest.raises(SystemExit) as ended:
+            sample.main([str(plain_run.folder), '-o', folder])
+        assert ended.value.code == 130
+    assert os.listdir() == ['mine']
+
+
 def test_help_of_sampling(capsys):
     with pytest.raises(SystemExit) as stop:
         sample.main(['--help'])

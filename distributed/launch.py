@@ -63,7 +63,8 @@ def start(args, services, workers):
     """Start everything; appends to `services` (the scheduler and the servers) and `workers`, lists of Process."""
     hosts = args.hosts or [None]
     environment = {'DMLC_PS_ROOT_URI': args.address, 'DMLC_PS_ROOT_PORT': args.port,
-                   'DMLC_NUM_WORKER': args.num_workers, 'DMLC_NUM_SERVER': args.num_servers}
+                   'DMLC_NUM_WORKER': args.num_workers, 'DMLC_NUM_SERVER': args.num_servers,
+                   'DISTRIBUTED_LAUNCH': args.flags}
     if args.hosts:
         environment.update((name, value) for name, value in _ENVIRONMENT.items() if name.startswith(('OMP_', 'MXNET_')))
     else:
@@ -138,6 +139,7 @@ def parse_args(parser, argv=None):
         parser.error('argument --hosts: there is no ssh')
     if args.port and args.port >= 2 ** 16:
         parser.error(f'argument --port: at most {2 ** 16 - 1}, not {args.port}')
+    args.flags = _flags(parser, args)
     try:
         args.address = socket.gethostbyname(args.address) if args.address else (
             _own_address(parser, args.hosts) if args.hosts else '127.0.0.1')  # a number: MXNet does not resolve names
@@ -145,6 +147,14 @@ def parse_args(parser, argv=None):
         parser.error(f'argument --address: {args.address}: {error.strerror}')
     args.port = _free_port(parser, args.address, args.port)
     return args
+
+
+def _flags(parser, args):
+    """The launcher's own flags, for the command to go on that a worker prints."""
+    hosts = args.hosts and ','.join(args.hosts)
+    flags = {'num_servers': args.num_servers, 'hosts': hosts, 'address': args.address, 'port': args.port}
+    return shlex.join(['-n', str(args.num_workers), *(f'--{name}={value}' for name, value in flags.items()
+                                                      if value != parser.get_default(name))])
 
 
 def _own_address(parser, hosts):

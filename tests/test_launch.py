@@ -125,6 +125,7 @@ def test_hosts_are_reached_by_ssh(workplace, monkeypatch):
     assert sorted(Path('hosts.txt').read_text().split()) == ['left', 'left', 'right']  # a server too
     for argv, environment in workers:
         assert argv == ['a b'] and environment['MXNET_EXAMPLE'] == '1' and environment['PWD'] == os.getcwd()
+        assert environment['DISTRIBUTED_LAUNCH'] == '-n 2 --hosts=left,right --address=127.0.0.1'
 
 
 # Arguments

@@ -150,9 +150,10 @@ def has_checkpoint():
     return bool(list(Path('results').glob('2*/checkpoint.safetensors')))
 
 
-def two_for_ever(*argv):
+def two_for_ever(*argv, options=()):
     """A launcher whose training has written a checkpoint."""
-    return running(launcher(2, ROOT / 'train_mnist.py', *ARGV, *FOR_EVER, *DIST, *argv), has_checkpoint)
+    line = launcher(2, ROOT / 'train_mnist.py', *ARGV, *FOR_EVER, *DIST, *argv, options=options)
+    return running(line, has_checkpoint)
 
 
 def test_death_of_one_ends_all_and_resume_goes_on(workplace):
@@ -166,12 +167,12 @@ def test_death_of_one_ends_all_and_resume_goes_on(workplace):
 
 
 def test_signal_stops_all_workers_at_one_step(workplace):
-    with two_for_ever() as process:
+    with two_for_ever(options=['-s', '2']) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
     folder, output = only_folder('results'), Path('output.txt').read_text()
     assert f'Stopped after {samples_seen(folder):,} training samples' in output
-    assert f'-m distributed.launch -n 2 {ROOT / "train_mnist.py"} --resume {folder}' in output
+    assert f'-m distributed.launch -n 2 --num_servers=2 {ROOT / "train_mnist.py"} --resume {folder}' in output
     assert_no_process_is_left()
 
 

@@ -143,8 +143,8 @@ def parse_args(parser, argv=None):
     try:
         args.address = socket.gethostbyname(args.address) if args.address else (
             _own_address(parser, args.hosts) if args.hosts else '127.0.0.1')  # a number: MXNet does not resolve names
-    except OSError as error:
-        parser.error(f'argument --address: {args.address}: {error.strerror}')
+    except (OSError, UnicodeError) as error:
+        parser.error(f'argument --address: {args.address}: {cli.reason(error)}')
     args.port = _free_port(parser, args.address, args.port)
     return args
 
@@ -164,8 +164,8 @@ def _own_address(parser, hosts):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect((host.rpartition('@')[2], 9))
-            except OSError as error:
-                parser.error(f'argument --hosts: {host}: {error.strerror or error}')
+            except (OSError, UnicodeError) as error:  # the second of a..b
+                parser.error(f'argument --hosts: {host}: {cli.reason(error)}')
             addresses.append(probe.getsockname()[0])
     return next((address for address in addresses if not address.startswith('127.')), addresses[0])
 
@@ -176,8 +176,8 @@ def _free_port(parser, address, port):
         try:
             probe.bind((address, port or 0))
         except (OSError, OverflowError) as error:
-            reason = getattr(error, 'strerror', None) or error
-            parser.error(f'cannot listen at {address}, {f"port {port}" if port else "any port"}: {reason}')
+            where = f'port {port}' if port else 'any port'
+            parser.error(f'cannot listen at {address}, {where}: {cli.reason(error)}')
         return probe.getsockname()[1]
 
 

@@ -63,8 +63,9 @@ class UserError(Exception):
 
 
 def reason(error):
-    """An OSError in words: the file and what is wrong with it."""
-    return ': '.join(str(part) for part in (error.filename, error.strerror or error) if part)
+    """An OSError in words: the file and what is wrong with it. Of others, the message."""
+    parts = getattr(error, 'filename', None), getattr(error, 'strerror', None) or error
+    return ': '.join(str(part) for part in parts if part)
 
 
 def last_line(error):

@@ -18,9 +18,9 @@ from mxnet import init, nd
 from mxnet.gluon import HybridBlock, nn
 
 STATIC = {'static_alloc': True, 'static_shape': True}  # for hybridize; one forward pass per record(), see DRAW
-# Beyond these limits no filter changes in float32; without them exp() overflows, and inf * 0 is nan.
+# Far beyond what trained windows use; without them exp() overflows, and inf * 0 is nan.
 _LOG_SIGMA2_LIMITS = {'a_min': -20, 'a_max': 20}
-_LOG_DELTA_LIMITS = {'a_min': -20, 'a_max': 12}  # a stride of e^12 images is far outside, and a - mu still exact
+_LOG_DELTA_LIMITS = {'a_min': -20, 'a_max': 12}  # up to e^12 all a - mu of 200 pixels differ in float32
 
 
 def _columns(F, x, begin, end):
@@ -67,7 +67,7 @@ def filterbank(F, params, filter_size, image_shape):
 
     A bank is a softmax over the pixels, which is Eqns. 25-26 with the exact normalisers Z: every row sums to 1 and
     nothing divides by zero, also for a window far outside the image. log sigma^2 is clipped to [-20, 20] and
-    log delta~ to [-20, 12], where no float32 filter changes any more.
+    log delta~ to [-20, 12], so that exp() stays finite.
 
     The parameters are those of `filter_centres`.
 

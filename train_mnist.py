@@ -164,7 +164,7 @@ def run(args, contexts, group, command):
     with contextlib.ExitStack() as stack:
         if leads and folder:
             stack.enter_context(storage.lock(folder))
-            config, checkpoint = storage.read_config(folder), read_checkpoint(folder, 'checkpoint', net, args)
+            config, checkpoint = storage.read_config(folder), read_checkpoint(folder, net, args)
         if group.any(is_complete(config, checkpoint, args)):
             if leads:
                 print(f'{folder} is complete: {config["validation"]["samples_seen"]:,} training samples, validation '

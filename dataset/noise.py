@@ -1,11 +1,11 @@
-"""The one source of randomness: numbers that are a function of a seed, a purpose and a position."""
+"""Random numbers from a seed, a purpose and a position: all that are used, but for MXNet's initial weights."""
 import zlib
 
 import numpy as np
 
 
 def generator(seed, purpose, position=0):
-    """The one source of randomness: a random generator that is a pure function of the arguments.
+    """A random generator that is a pure function of the arguments.
 
     Parameters
     ----------

@@ -199,13 +199,13 @@ def memory_needed(net, batch_size, num_contexts):
     return 4 * (4 * num_contexts * num_weights + batch_size * net.num_steps * per_step)
 
 
-def read_checkpoint(folder, name, net, args):
-    """The checkpoint <name>.safetensors of a run as (state, metadata), checked; None where there is none.
+def read_checkpoint(folder, net, args):
+    """The checkpoint of a run as (state, metadata), checked; None where there is none.
 
     The network need not be initialized. Raises storage.RunError where the checkpoint is damaged, or where it is of
     another network or of other arguments than `args`.
     """
-    checkpoint = storage.load_checkpoint(folder, name, net)
+    checkpoint = storage.load_checkpoint(folder, 'checkpoint', net)
     if checkpoint is None:
         return None
     metadata = checkpoint[1]

@@ -37,9 +37,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """No abbreviations, one line with exit code 2 for what is wrong, and the first line of `doc` as description."""
 
-    def __init__(self, prog=None, doc=None):
-        description = (doc or '').partition('\n')[0]  # python -OO has no docstrings
-        super().__init__(prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
+    def __init__(self, prog=None, doc=''):
+        super().__init__(prog, description=doc.partition('\n')[0], allow_abbrev=False, formatter_class=_Formatter)
 
     def parse_args(self, args=None, namespace=None):
         args, unknown = self.parse_known_args(args, namespace)

@@ -39,7 +39,7 @@ def parse_args(parser, argv=None):
              f'{paint.GRID_SCALE}')
     add('--no_boxes', action='store_true', help='do not draw the attention windows')
     add('--reconstruct', action='store_true',
-        help="reconstruct the first test images of the run's data set, which stand at the right, instead of sampling")
+        help="instead of sampling, reconstruct the first test images of the run's data set; each original at the right")
     add('--data_dir', metavar='DIR', help="with --reconstruct: folder of the MNIST files; the run's if not given")
     add('--grid', metavar='FILE',
         help='instead of a GIF of each image one picture of them all: FILE.gif, rows of ten, painted at once; '

@@ -1,4 +1,4 @@
-"""Time this project's training step (training.Training.step) on random binary images.
+"""Time this project's training step (Training.step in runs/training.py) on random binary images.
 
     python -m benchmarks.throughput --attention
     python -m benchmarks.throughput --attention --peers

@@ -52,8 +52,8 @@ def _add_arguments(parser):
     add('--clip_norm', type=cli.positive, metavar='X', default=5.,
         help='largest global norm of the gradient, nats per image')
     add('--kl_warmup', type=cli.count, metavar='N',
-        help='training samples over which the weight of the KL grows to 1; 1: at once; if not given '
-             f'{_KL_WARMUP}, with --init 1')
+        help='training samples over which the weight of the KL grows to 1 (1: at once); if not given, 1 where there is '
+             f'an --init, and {_KL_WARMUP} otherwise')
     add('--log_freq', type=cli.count, metavar='N', default=1280,
         help='training samples between two points of the training curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',

@@ -83,9 +83,10 @@ def train(training, images, validation_images, log, folder, stop):
         if not stopping and math.isinf(training.best_bound):  # there was no step left, and never a validation
             validate(training, validation_images[:args.num_val_samples], log, folder, bar)
             training.save_checkpoint(folder, log)
-    log.save_curves()
     if stopping:
         training.save_params(folder, 'last')
+    log.save_curves()
+    if stopping:
         raise cli.Stopped
 
 

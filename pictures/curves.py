@@ -1,8 +1,6 @@
 """The learning curves of a run as a picture, so that nobody needs a server to see how it went."""
 import io
 
-from system import files
-
 import numpy as np
 
 _PANELS = {'bound': 'Negative variational bound', 'reconstruction': 'Reconstruction', 'kl': 'KL'}
@@ -48,9 +46,12 @@ def _leave_out_the_start(axes, values):
         axes.set_ylim(low - margin, high + margin)
 
 
-def save(path, curves):
-    """Write the figure as a PNG, whole or not at all; nothing where there are no points yet. Raises OSError."""
-    if any(len(points) for split in curves.values() for points in split.values()):
-        file = io.BytesIO()
+def png(curves):
+    """The figure as the bytes of a PNG file; None where there are no points yet."""
+    if not any(len(points) for split in curves.values() for points in split.values()):
+        return None
+    from matplotlib import style
+    file = io.BytesIO()
+    with style.context('default'):  # a user's own settings may want what is not there, LaTeX for instance
         figure(curves).savefig(file, format='png')
-        files.write_whole(path, file.getvalue())
+    return file.getvalue()

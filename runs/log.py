@@ -8,7 +8,7 @@ import re
 import struct
 import time
 
-import system  # noqa: F401  (before mxnet)
+from system import cli, files
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -157,8 +157,15 @@ class Log:
         self._table('validation', 'result', seen, ('result', 'value'), numbers)
 
     def save_curves(self):
-        """Draw the run's curves, of all its sittings, into curves.png."""
-        curves.save(os.path.join(self._folder, 'curves.png'), read_scalars(self._folder))
+        """Draw the run's curves, of all its sittings, into curves.png. A matplotlib that cannot draw is told."""
+        path, scalars = os.path.join(self._folder, 'curves.png'), read_scalars(self._folder)
+        try:
+            picture = curves.png(scalars)
+        except (ValueError, RuntimeError, ImportError, OSError) as error:  # MPLBACKEND, matplotlibrc
+            print(f'Note: {path} was not drawn: {cli.last_line(error)}')
+            return
+        if picture:
+            files.write_whole(path, picture)
 
     def sync(self):
         """Return when all events are on the disk, so that a checkpoint never knows of more than its log."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 import browser
 import train_mnist
-from commands import ARGV, Killed, assert_same_curves, only_folder, resume, stop_after
+from commands import ARGV, Killed, assert_same_curves, only_folder, resume, script, stop_after
 from idx import write_mnist
 from pictures import curves
 from runs import storage
@@ -244,8 +244,7 @@ def test_view_leaves_out_the_start_and_nothing_else():
 
 
 def test_no_curves_no_picture(tmp_path):
-    curves.save(tmp_path / 'curves.png', read_scalars(tmp_path))
-    assert not list(tmp_path.iterdir())
+    assert curves.png(read_scalars(tmp_path)) is None
 
 
 def test_stopped_run_has_its_curves(workplace, monkeypatch):
@@ -260,6 +259,23 @@ def test_stopped_run_has_its_curves(workplace, monkeypatch):
     monkeypatch.setattr(train_mnist.Training, 'step', stopped)
     assert train_mnist.main([*ARGV, '-t', '1e6']) == 130
     assert (only_folder('results') / 'curves.png').exists()
+
+
+def test_a_user_s_settings_of_matplotlib_do_not_count(logdir, monkeypatch):
+    import matplotlib
+    monkeypatch.setenv('PATH', '')
+    monkeypatch.setitem(matplotlib.rcParams, 'text.usetex', True)  # there is no latex there
+    assert curves.png(read_scalars(logdir / 'whole')) == (logdir / 'whole' / 'curves.png').read_bytes()
+
+
+@pytest.mark.parametrize('own, reason', [
+    ({'MPLBACKEND': 'nonsense'}, 'nonsense'), ({'MATPLOTLIBRC': '/proc/self/mem'}, 'Input/output error')], ids=str)
+def test_matplotlib_that_cannot_draw_ends_no_training(workplace, own, reason):
+    done = script('train_mnist.py', *ARGV, '-t', '32', env={**os.environ, **own})
+    folder = only_folder('results')
+    assert done.returncode == 0 and not (folder / 'curves.png').exists()
+    note, = (line for line in done.stdout.splitlines() if line.startswith('Note: '))
+    assert note.startswith(f'Note: {folder}/curves.png was not drawn: ') and reason in note
 
 
 # A real TensorBoard

@@ -64,7 +64,7 @@ class Evaluation:
         """What `write_part` kept, or {} where there is nothing. Raises storage.RunError."""
         path = f'{self._path}.part'
         try:
-            part = storage.read_json(path, 2 ** 20 + 100 * self._settings['images'])
+            part = files.read_json(path, 2 ** 20 + 100 * self._settings['images'])
             done = {name: np.array(part['bounds'][name], np.float64)
                     for name in ('reconstruction', 'kl', 'importance_weighted')}
             if len({values.shape for values in done.values()}) > 1 or done['kl'].ndim != 1:

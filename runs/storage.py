@@ -89,22 +89,12 @@ def write_json(folder, name, content):
     files.write_whole(os.path.join(folder, name), f'{json.dumps(content, indent=2)}\n'.encode())
 
 
-def read_json(path, most=2 ** 20):
-    """The content of a JSON file of at most so many bytes. Raises OSError, and ValueError where it is none."""
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise ValueError('it is not a file')
-    if os.path.getsize(path) > most:
-        raise ValueError(f'it is larger than {most:,} bytes')
-    with open(path) as file:
-        return json.load(file)
-
-
 def read_config(folder):
     """The content of config.json, what the scripts use of it checked. Raises RunError."""
     _refuse_earlier_format(folder)
     path = os.path.join(folder, 'config.json')
     try:
-        config = read_json(path)
+        config = files.read_json(path)
         arguments = config['arguments']
         sizes = [arguments[key] for key in SIZES]
         if arguments['attention']:

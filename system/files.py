@@ -1,4 +1,5 @@
-"""Writing files that are either whole or not there."""
+"""Writing files that are either whole or not there, and reading JSON files."""
+import json
 import os
 import re
 import uuid
@@ -44,3 +45,13 @@ def remove_unfinished(folder):
     for name in os.listdir(folder):
         if _TEMPORARY.fullmatch(name):
             os.remove(os.path.join(folder, name))
+
+
+def read_json(path, most=2 ** 20):
+    """The content of a JSON file of at most so many bytes. Raises OSError, and ValueError where it is none."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError('it is not a file')
+    if os.path.getsize(path) > most:
+        raise ValueError(f'it is larger than {most:,} bytes')
+    with open(path) as file:
+        return json.load(file)

@@ -1,10 +1,9 @@
 """Threads and contexts of the CPU, and GPUs."""
 import argparse
-import json
 import os
 import sys
 
-from system import cli, compat
+from system import cli, compat, files
 
 BATCH_SIZE = 64  # of a training, if not given; threads are shared out by it before the flags are read
 _IMAGES_PER_CONTEXT = 32  # at least: smaller parts of a batch cost more than a processor brings
@@ -59,14 +58,14 @@ def planned_contexts(argv, default=default_contexts):
         given = flags.parse_known_args(argv)[0]
         stored = {}
         if of_training and given.resume:
-            with open(os.path.join(given.resume, 'config.json')) as file:
-                stored = json.load(file)['arguments']
+            stored = files.read_json(os.path.join(given.resume, 'config.json'))['arguments']
         if given.gpu or given.gpus:
             return 1
         number = given.cpu_contexts or stored.get('cpu_contexts')
         batch_size = given.batch_size or given.b or stored.get('batch_size') or BATCH_SIZE
         return max(1, min(int(number), MAX_CONTEXTS)) if number else default(int(batch_size))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # told when the command line is read
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        # What is wrong is told when the command line is read.
         return 1
 
 

@@ -19,7 +19,7 @@ from mxboard.record_writer import masked_crc32c
 import evaluate
 import sample
 import train_mnist
-from commands import new_folder, only_folder, refusal
+from commands import assert_one_line, new_folder, only_folder, refusal, script
 from runs import storage
 from runs.log import read_scalars
 
@@ -73,6 +73,17 @@ def test_more_than_a_run_has(run, capsys, text):
         assert stop.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
     else:
         assert f'"more": {text[0]}' in path.read_text()
+
+
+@pytest.mark.parametrize('content', [
+    '{"arguments": []}', '{"arguments": null}', '{"arguments": {"cpu_contexts": Infinity}}', '[]', None], ids=str)
+def test_config_that_is_read_before_mxnet_is_imported(run, content):
+    """For the number of threads, by a program of its own; None is a pipe."""
+    (run / 'config.json').unlink()
+    (run / 'config.json').write_text(content) if content else os.mkfifo(run / 'config.json')
+    done = script('train_mnist.py', '--resume', run)
+    assert_one_line(done.stdout, done.stderr)
+    assert done.returncode == 2 and 'run/config.json' in done.stderr
 
 
 # Event files

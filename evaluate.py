@@ -31,7 +31,7 @@ def summary(per_image, num_draws):
 
 def parse_args(parser, argv=None):
     add = parser.add_argument
-    add('run_dir', metavar='RUN_DIR', help='folder of a run: results/<run id>')
+    add('run_dir', type=cli.text, metavar='RUN_DIR', help='folder of a run: results/<run id>')
     add('--split', choices=stream.SPLITS, default='test', help='images to evaluate on')
     add('--binarization', choices=stream.BINARIZATIONS,
         help="of the images, the run's if not given; dynamic and static are drawn once with the same fixed seed")
@@ -40,7 +40,7 @@ def parse_args(parser, argv=None):
     add('--num_images', '-n', type=cli.count, metavar='N', help='the first N images of the split instead of all')
     add('--batch_size', '-b', type=cli.count, metavar='N', default=100, help='images at a time; changes no result')
     add('--seed', type=cli.seed, metavar='N', default=0, help='of the noise')
-    add('--data_dir', metavar='DIR', help="folder of the MNIST files; the run's if not given")
+    add('--data_dir', type=cli.text, metavar='DIR', help="folder of the MNIST files; the run's if not given")
     add('--resume', action='store_true', help='go on with this evaluation where it was stopped')
     devices.add_flags(parser)
     args = parser.parse_args(argv)

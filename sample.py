@@ -25,14 +25,15 @@ PRETRAINED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 
 
 def parse_args(parser, argv=None):
     add = parser.add_argument
-    add('run_dir', metavar='RUN_DIR', nargs='?',
+    add('run_dir', type=cli.text, metavar='RUN_DIR', nargs='?',
         help='folder of a run, results/<run id>; assets/draw_w_attn, the model with attention, if not given')
     add('--num_samples', '-n', type=cli.count, metavar='N',
         help='images to paint; if not given 10, and in FILE.gif of --grid 100, or 50 reconstructions')
-    add('--output_dir', '-o', metavar='DIR',
+    add('--output_dir', '-o', type=cli.text, metavar='DIR',
         help='folder for the GIFs, made if missing; if not given RUN_DIR/samples, or samples-<run id> here where '
              'RUN_DIR is read-only')
-    add('--prefix', metavar='NAME', help='start of the file names; sample or reconstruction if not given')
+    add('--prefix', type=cli.text, metavar='NAME',
+        help='start of the file names; sample or reconstruction if not given')
     add('--seed', type=cli.seed, metavar='N', default=0, help='of the noise; same seed, same bytes')
     add('--scale', type=cli.count, metavar='N',
         help=f'screen pixels per image pixel and side; if not given {paint.SCALE}, and in FILE.gif of --grid '
@@ -40,8 +41,9 @@ def parse_args(parser, argv=None):
     add('--no_boxes', action='store_true', help='do not draw the attention windows')
     add('--reconstruct', action='store_true',
         help="instead of sampling, reconstruct the first test images of the run's data set; each original at the right")
-    add('--data_dir', metavar='DIR', help="with --reconstruct: folder of the MNIST files; the run's if not given")
-    add('--grid', metavar='FILE',
+    add('--data_dir', type=cli.text, metavar='DIR',
+        help="with --reconstruct: folder of the MNIST files; the run's if not given")
+    add('--grid', type=cli.text, metavar='FILE',
         help='instead of a GIF of each image one picture of them all: FILE.gif, rows of ten, painted at once; '
              'FILE.png, a row of time steps for each')
     devices.add_flags(parser)
@@ -62,7 +64,7 @@ def parse_args(parser, argv=None):
 
 
 def _check_gifs(parser, args):
-    if args.prefix and os.path.basename(args.prefix) != args.prefix:
+    if args.prefix is not None and os.path.basename(args.prefix) != args.prefix:
         parser.error(f'argument --prefix: {args.prefix!r} is not a plain name; --output_dir sets the folder')
     if args.output_dir is not None and os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
         parser.error(f'argument --output_dir: {args.output_dir} is a file, not a folder')

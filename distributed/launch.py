@@ -124,7 +124,7 @@ def parse_args(parser, argv=None):
     add('--hosts', type=lambda text: text.split(','), metavar='A,B',
         help='hosts that workers and servers are started on in turn, by SSH without a password, with this Python and '
              'this folder at the same paths; this host alone if not given')
-    add('--address', metavar='IP', help='of this host, as the others reach it; found if not given')
+    add('--address', type=cli.text, metavar='IP', help='of this host, as the others reach it; found if not given')
     add('--port', type=cli.count, metavar='N', help='of the scheduler; any free one if not given')
     add('--module', '-m', action='store_true', help='SCRIPT is the name of a module, as in python -m')
     add('command', metavar='SCRIPT', nargs=argparse.PARSER, help='the script and its arguments')

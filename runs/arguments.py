@@ -42,10 +42,12 @@ def _add_arguments(parser):
         help='with --attention: reads with N x N filters')
     add('--write_size', '-aw', type=cli.count, metavar='N', default=5,
         help='with --attention: writes with N x N filters')
-    add('--logdir', metavar='DIR', default='results', help='folder in which the run gets a folder of its own')
+    add('--logdir', type=cli.text, metavar='DIR', default='results',
+        help='folder in which the run gets a folder of its own')
     add('--dataset', choices=stream.DATASETS, default='mnist',
         help='synthetic: digits drawn with a font, without files or network')
-    add('--data_dir', metavar='DIR', default='data', help='folder of the MNIST files; they are downloaded if missing')
+    add('--data_dir', type=cli.text, metavar='DIR', default='data',
+        help='folder of the MNIST files; they are downloaded if missing')
     add('--binarization', choices=stream.BINARIZATIONS, default='dynamic',
         help='pixels drawn anew at each use, drawn once, or intensity > 0.5')
     add('--seed', type=cli.seed, metavar='N', default=0, help='of parameters, order, pixels and noise')
@@ -58,10 +60,10 @@ def _add_arguments(parser):
         help='training samples between two points of the training curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',
         help='training samples between two checkpoints; as --val_freq if not given')
-    add('--init', metavar='RUN_DIR',
+    add('--init', type=cli.text, metavar='RUN_DIR',
         help='start with the parameters of this model, of the same sizes; without another --seed it gets the same '
              'pixels and noise again')
-    add('--resume', metavar='RUN_DIR',
+    add('--resume', type=cli.text, metavar='RUN_DIR',
         help='go on with this run; of its arguments only these may change: ' + ', '.join(MAY_CHANGE))
 
 

@@ -218,6 +218,13 @@ def command(*words):
     return shlex.join([python, *map(str, words)])
 
 
+def text(value):
+    """Text that is not empty, as "$RUN" is where RUN is not set."""
+    if not value:
+        raise argparse.ArgumentTypeError('it is empty')
+    return value
+
+
 def count(text):
     """A whole number from 1 to 2^53 - 1, also written as 1e6."""
     try:

@@ -135,6 +135,7 @@ def test_hosts_are_reached_by_ssh(workplace, monkeypatch):
     (['-n', '2', 'nothing.py'], 'nothing.py is not a file'), (['-n', '2', '--port', '70000', __file__], '--port'),
     (['-n', '2', '--hosts', 'a,', __file__], '--hosts'),
     (['-n', '2', '--address', 'a..b', __file__], '--address: a..b'),
+    (['-n', '2', '--address', '', __file__], '--address: it is empty'),
     (['-n', '2', '--hosts', 'a..b', __file__], '--hosts: a..b'),
     (['-n', '2', '--address', '203.0.113.1', __file__], 'cannot listen at 203.0.113.1')], ids=str)
 def test_bad_options_of_the_launcher(workplace, capsys, monkeypatch, argv, reason):

@@ -107,6 +107,7 @@ def test_seeds(capsys, main):
     (['--num_train', '10'], '--num_train'),
     (['--att'], '--att'),
     (['--gpu=1'], '--gpu'),
+    *(([f'--{name}', ''], f'--{name}: it is empty') for name in ('init', 'resume', 'logdir', 'data_dir')),
     (['extra'], 'extra')])
 def test_bad_options_of_training(tmp_path, monkeypatch, capsys, argv, reason):
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import evaluate
 import sample
 import train_mnist
 from commands import (
@@ -316,10 +317,18 @@ def test_scale_and_prefix(plain_run, tmp_path):
     (['--grid', 'sheet.jpg'], '--grid'), (['--grid', 'sheet'], '--grid'), (['--grid', ''], '--grid'),
     (['--grid', 'a.gif', '-n', '101'], '--num_samples'), (['--grid', 'a.png', '--scale', '64', '-n', '30'], '--scale'),
     (['--grid', 'a.gif', '-o', 'out'], '--output_dir'), (['--grid', 'a.gif', '--prefix', 'digit'], '--prefix'),
+    (['--output_dir', ''], '--output_dir'), (['--prefix', ''], '--prefix'), (['--data_dir', ''], '--data_dir'),
     (['--steps', '3'], '--steps'), (['--recon'], '--recon'), (['extra'], 'extra')])
 def test_bad_options_of_sampling(plain_run, tmp_path, monkeypatch, capsys, argv, reason):
     monkeypatch.chdir(tmp_path)
     assert reason in refusal(capsys, sample.main, plain_run.folder, *argv)
+    assert os.listdir() == []
+
+
+def test_empty_name_of_a_run_is_not_taken_for_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for main in sample.main, evaluate.main:
+        assert 'RUN_DIR: it is empty' in refusal(capsys, main, '')
     assert os.listdir() == []
 
 

@@ -248,8 +248,8 @@ def run(args, contexts, group, command):
 
 def go_on(folder, group):
     """The command that goes on with a run."""
-    flags = shlex.split(os.environ.get('DISTRIBUTED_LAUNCH', f'-n {group.size}'))
-    launcher = ['-m', 'distributed.launch', *flags] if group.size > 1 else []
+    flags = os.environ.get('DISTRIBUTED_LAUNCH', f'-n {group.size}')
+    launcher = ['-m', 'distributed.launch', *shlex.split(flags)] if os.environ.get('DMLC_ROLE') == 'worker' else []
     resume = [f'--resume={folder}'] if folder.startswith('-') else ['--resume', folder]
     return 'Go on with: ' + cli.command(*launcher, cli.script(__file__), *resume)
 

@@ -176,6 +176,13 @@ def test_signal_stops_all_workers_at_one_step(workplace):
     assert_no_process_is_left()
 
 
+def test_the_only_worker_of_a_launcher_goes_on_with_it(monkeypatch):
+    """Its run has --kvstore dist_sync, which nothing but a launcher can start."""
+    assert 'launch' not in train_mnist.go_on('run', workers.Alone())
+    monkeypatch.setenv('DMLC_ROLE', 'worker')
+    assert '-m distributed.launch -n 1' in train_mnist.go_on('run', workers.Alone())
+
+
 GROUP_THAT_HEARS_NOTHING = '''
 import time
 from distributed import workers

@@ -20,7 +20,7 @@ from runs import storage
 _MAX_SCALE = 64
 _MAX_SIDE = 2 ** 14  # screen pixels: such a square takes 256 MiB, and a few of them are in memory at once
 _MAX_GRID = 100  # images in one picture
-PRETRAINED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'draw_w_attn')
+PRETRAINED = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'assets', 'draw_w_attn')
 
 
 def parse_args(parser, argv=None):

@@ -1,6 +1,8 @@
 """sample.py: what it paints, where it writes, what it refuses."""
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from commands import (
     GREEN,
     RED,
     ROOT,
+    TIME_OUT,
     assert_help_is_complete,
     colours_per_frame,
     content,
@@ -302,6 +305,13 @@ def test_the_default_model_leaves_the_checkout_clean(monkeypatch, tmp_path, caps
     assert shown.shape == drawn.shape == (65, 112, 112, 3)
     assert abs(shown.astype(float) - drawn).mean() < 1  # of 255: other processors differ in the last bits
     assert {'samples/', 'samples-*/'} <= set((ROOT / '.gitignore').read_text().splitlines())
+
+
+def test_script_that_is_reached_through_a_link(tmp_path):
+    (tmp_path / 'paint.py').symlink_to(ROOT / 'sample.py')
+    done = subprocess.run([sys.executable, 'paint.py', '-n', '1', '-o', 'out'], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=TIME_OUT)
+    assert done.returncode == 0 and os.listdir(tmp_path / 'out') == ['sample_0.gif'], done.stderr
 
 
 def test_scale_and_prefix(plain_run, tmp_path):

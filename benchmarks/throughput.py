@@ -221,18 +221,18 @@ def main(argv=None):
         if args.peers:
             check_peers(parser)
         contexts = devices.contexts(parser, args)
-    with busy_process() if args.busy else contextlib.nullcontext():
-        if args.peers:
-            try:
+    with cli.one_line(parser), busy_process() if args.busy else contextlib.nullcontext():
+        try:
+            if args.peers:
                 compare(args)
-            except PeerError as error:
-                print(f'throughput.py: {error}', file=sys.stderr)
-                return 1
-        else:
-            run = print_operators if args.profile else print_memory if args.memory_steps else time_steps
-            run(args, contexts)
+            else:
+                run = print_operators if args.profile else print_memory if args.memory_steps else time_steps
+                run(args, contexts)
+        except PeerError as error:
+            print(f'throughput.py: {error}', file=sys.stderr)
+            return 1
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.start(main)

@@ -1,7 +1,7 @@
 """One training of a network: the step, the optimizer, how far it has come, and what its checkpoint holds."""
 import reprlib
 
-import system  # noqa: F401  (before mxnet)
+from system import cli
 
 import numpy as np
 from mxnet import autograd, gluon, nd
@@ -17,7 +17,7 @@ _VALIDATION_SEED = 0  # of the noise in validation bounds, so that moments and r
 _PROGRESS = ('samples_seen', 'num_updates', 'best_bound', 'seconds')  # what a checkpoint says of it
 
 
-class NotFinite(Exception):
+class NotFinite(cli.UserError):
     """The bound or the gradient became NaN or infinite."""
 
 

@@ -9,13 +9,14 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd, nd
 
 import core
 from benchmarks import common, throughput
-from runs import arguments, storage
+from runs import arguments, storage, training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,6 +89,28 @@ def test_bad_flags_get_one_line(flags, words, capsys):
     captured = capsys.readouterr()
     assert caught.value.code == 2
     assert captured.err.count('\n') == 1 and words in captured.err and not captured.out
+
+
+@pytest.mark.parametrize('error, code', [
+    (training.NotFinite('the bound is not finite'), 2), (mx.MXNetError('Stack:\n  no memory'), 2),
+    (KeyboardInterrupt(), 130)], ids=repr)
+def test_end_in_the_middle_gets_one_line(monkeypatch, capsys, error, code):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(throughput, 'time_steps', fail)
+    try:
+        ended = throughput.main(TINY_FLAGS)
+    except SystemExit as stop:
+        ended = stop.code
+    assert ended == code and capsys.readouterr().err.count('\n') == (code < 130)
+
+
+def test_output_that_nobody_reads():
+    line = f'{sys.executable} -m benchmarks.throughput {" ".join(TINY_FLAGS)} --iterations 1 | true'
+    done = subprocess.run(['bash', '-c', f'set -o pipefail; {line}'], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0 and not done.stderr
 
 
 def test_python_without_the_peers_is_refused(monkeypatch, capsys):

@@ -16,6 +16,7 @@ from system import cli, files
 
 import mxnet as mx
 import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from dataset import stream
@@ -65,10 +66,14 @@ def _without_folders(command):
     return shlex.join(words)
 
 
-def reconstructions(net, arguments):
-    """Rows of canvases with their windows, and the original."""
+def test_images(net, arguments):
+    """The first test images of a run's data set, (_NUM_IMAGES, height * width)."""
     test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape, ['test'])['test']
-    images = stream.evaluation_images(test[:_NUM_IMAGES], arguments['binarization'])
+    return stream.evaluation_images(test[:_NUM_IMAGES], arguments['binarization'])
+
+
+def reconstructions(net, images):
+    """Rows of canvases with their windows, and the original."""
     return paint.sheet(net, paint.paint(net, 0, [mx.cpu()], images=images))
 
 
@@ -84,15 +89,21 @@ def kl_figure(seen, table):
 def samples_before(config):
     """Training samples that the model had seen when a run began with it (--init)."""
     init = config.get('init')
-    return init['samples_seen'] + samples_before(init) if init else 0
+    return init.get('samples_seen', 0) + samples_before(init) if init else 0
 
 
 def validation_curve(run_dirs):
-    """The validation bound of a model over all its runs: (with attention?, array (n, 2) of samples and nats)."""
-    configs = [storage.read_config(run_dir) for run_dir in run_dirs]
-    bounds = [log.read_scalars(run_dir)['validation']['bound'] + [samples_before(config), 0]
-              for run_dir, config in zip(run_dirs, configs)]
-    return configs[-1]['arguments']['attention'], np.concatenate(bounds)
+    """The validation bound of a model over all its runs: (with attention?, array (n, 2) of samples and nats).
+
+    Raises storage.RunError for a run without a validation.
+    """
+    bounds = []
+    for run_dir in run_dirs:
+        config, validation = storage.read_config(run_dir), log.read_scalars(run_dir)['validation']
+        if 'bound' not in validation:
+            raise storage.RunError(f'{run_dir} has no validation in its event files')
+        bounds.append(validation['bound'] + [samples_before(config), 0])
+    return config['arguments']['attention'], np.concatenate(bounds)
 
 
 def curves_figure(curves):
@@ -125,6 +136,21 @@ def _save(name, figure):
     files.write_whole(os.path.join(FOLDER, name), file.getvalue())
 
 
+def check(run_dir):
+    """Read all that `make` will read of a run, before anything is written. Raises cli.UserError."""
+    net, config, _ = storage.load_net(run_dir, [mx.cpu()])
+    test_images(net, config['arguments'])
+    kl_table(run_dir)
+
+
+def kl_table(run_dir):
+    """What runs.log.read_kl_per_step finds. Raises storage.RunError where it finds nothing."""
+    seen, kl_t = log.read_kl_per_step(run_dir)
+    if not len(seen):
+        raise storage.RunError(f'{run_dir} has no KL per time step in its event files')
+    return seen, kl_t
+
+
 def make(run_dir, name):
     """The model folder and the pictures of one run."""
     folder = os.path.join(FOLDER, name)
@@ -134,8 +160,8 @@ def make(run_dir, name):
     samples = list(paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES))
     render.save_gif(f'{folder}_grid.gif', paint.grid(net, samples))
     paint.write_gifs(net, samples[:_NUM_GIFS], output_dir=FOLDER, prefix=name, scale=paint.SCALE)
-    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, config['arguments']))
-    seen, kl_t = log.read_kl_per_step(run_dir)
+    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, test_images(net, config['arguments'])))
+    seen, kl_t = kl_table(run_dir)
     _save(f'{name}_kl.png', kl_figure(seen + samples_before(config), kl_t))
 
 
@@ -148,9 +174,13 @@ def main(argv=None):
         parser.error(f'{pairs[-1]!r} has no NAME')
     runs = {}
     for run_dir, name in zip(pairs[::2], pairs[1::2]):
+        if name != os.path.basename(name) or name in ('', '.', '..'):
+            parser.error(f'{name!r} is not a plain name')
         runs.setdefault(name, []).append(run_dir)
-    with cli.one_line(parser):
+    with cli.one_line(parser), style.context('default'):
         curves = curves_figure([validation_curve(run_dirs) for run_dirs in runs.values()])
+        for run_dirs in runs.values():
+            check(run_dirs[-1])
         for name, run_dirs in runs.items():
             make(run_dirs[-1], name)
         _save('curves.png', curves)

@@ -1,6 +1,7 @@
 """assets/make.py, and the models in assets/."""
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,13 +114,25 @@ def test_curves_stand_beside_the_papers(make):
 
 @pytest.mark.parametrize('argv, message', [
     ([], 'required: RUN_DIR NAME'), (['run'], "'run' has no NAME"), (['run', 'model', 'other'], "'other' has no NAME"),
-    (['RUN', 'model', 'no_run', 'other'], 'no_run')])
+    (['RUN', 'model', 'no_run', 'other'], 'no_run'), (['RUN', 'model', 'unvalidated', 'other'], 'no validation'),
+    (['RUN', 'model', 'empty', 'other'], 'empty/best.safetensors'), (['RUN', ''], "'' is not a plain name"),
+    (['RUN', '../model'], "'../model' is not"), (['RUN', '..'], "'..' is not")])
 def test_bad_arguments_make_nothing(make, run, tmp_path, capsys, argv, message):
+    shutil.rmtree(Path(shutil.copytree(run, 'unvalidated'), 'validation'))
+    for path in Path(shutil.copytree(run, 'empty')).glob('*.safetensors'):
+        path.unlink()
     with pytest.raises(SystemExit) as end:
         make.main([str(run) if word == 'RUN' else word for word in argv])
     error, = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and error.startswith('python -m assets.make: error: ') and message in error
     assert not os.listdir(tmp_path / 'made')
+
+
+def test_missing_images_leave_all_as_it_was(make, run, tmp_path, capsys):
+    shutil.rmtree('data')
+    with pytest.raises(SystemExit):
+        make.main([str(run), 'model'])
+    assert "MNIST is not in 'data'" in capsys.readouterr().err and not os.listdir(tmp_path / 'made')
 
 
 def test_it_runs_as_a_module():

@@ -190,8 +190,19 @@ def load_init(folder, net):
         raise RunError(f'argument --init: the model of {folder} has other sizes')
     for key, parameter in parameters(net).items():
         parameter.set_data(arrays[key])
-    kept = ('init', 'command', 'resumed', 'samples_seen')
-    return {'run': folder, **{key: config[key] for key in kept if key in config}}
+    kept = {key: config[key] for key in ('init', 'command', 'resumed') if key in config}
+    return {'run': folder, **kept, 'samples_seen': _samples_seen(folder, config, net)}
+
+
+def _samples_seen(folder, config, net):
+    """How far a run came: the most that config.json, which does not know of a sitting that was killed, and the
+    checkpoints say."""
+    found = [config.get('samples_seen')]
+    for name in ('checkpoint', 'fallback'):
+        with contextlib.suppress(RunError):  # neither is needed
+            _, metadata = load_checkpoint(folder, name, net) or (None, {})
+            found.append(metadata.get('samples_seen'))
+    return max((seen for seen in found if type(seen) is int), default=0)
 
 
 def load_params(folder, name, net, contexts=None):

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 import train_mnist
-from commands import ARGV, Killed, assert_same_files, before_step, config_of, only_folder, parse, refusal, resume, train
+from commands import (
+    ARGV,
+    Killed,
+    assert_same_files,
+    before_step,
+    config_of,
+    only_folder,
+    parse,
+    refusal,
+    resume,
+    train,
+)
 from runs import storage
 
 pytestmark = pytest.mark.usefixtures('no_figures')
@@ -52,6 +63,23 @@ def test_history_of_a_model_is_kept(run):
     origin = config_of(third)['init']
     assert origin['run'] == str(second) and origin['init'] == config_of(second)['init']
     assert origin['init']['run'] == str(run) and len(origin['init']['resumed']) == 1
+
+
+def test_model_of_a_run_that_was_killed(run):
+    """Its config.json does not say how far it came."""
+    def samples_seen(logdir, **config):
+        storage.write_config(run, {**given, **config})
+        return config_of(train('-t', '16', '--init', run, logdir=logdir))['init']['samples_seen']
+
+    given = config_of(run)
+    del given['samples_seen']
+    assert samples_seen('of a first sitting') == 64
+    assert samples_seen('of a second', samples_seen=32) == 64
+    assert samples_seen('of a stranger', samples_seen='many') == 64
+    (run / 'checkpoint.safetensors').write_bytes(b'')
+    assert (run / 'fallback.safetensors').exists() and samples_seen('with a checkpoint that is damaged') == 64
+    (run / 'fallback.safetensors').unlink()
+    assert samples_seen('before the first checkpoint') == 0
 
 
 def test_resume_does_not_start_from_the_model_again(run, monkeypatch):

@@ -141,7 +141,7 @@ def used_devices(config):
     arguments = config.get('arguments', {})
     if arguments.get('gpu') or arguments.get('gpus'):
         return f'GPU {arguments.get("gpus") or 0}'
-    return f'CPU (contexts x threads: {arguments.get("cpu_contexts")} x {config.get("threads")})'
+    return f'CPU (contexts x threads: {arguments.get("cpu_contexts")!r} x {config.get("threads")!r})'
 
 
 def is_complete(config, checkpoint, args):

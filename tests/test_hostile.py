@@ -75,6 +75,13 @@ def test_more_than_a_run_has(run, capsys, text):
         assert f'"more": {text[0]}' in path.read_text()
 
 
+def test_text_for_the_threads_is_no_control_sequence(run, capsys):
+    storage.write_config(run, {**storage.read_config(run), 'threads': '1\n\x1b[31m'})
+    assert train_mnist.main(['--resume', str(run), '-t', '24']) == 0
+    out = capsys.readouterr().out
+    assert 'Note: CPU' in out and '\x1b' not in out
+
+
 @pytest.mark.parametrize('content', [
     '{"arguments": []}', '{"arguments": null}', '{"arguments": {"cpu_contexts": Infinity}}', '[]', None], ids=str)
 def test_config_that_is_read_before_mxnet_is_imported(run, content):

@@ -79,6 +79,8 @@ def binarize(intensities, binarization, rng):
 def evaluation_images(intensities, binarization):
     """Binarize once and for all, independent of any seed, so that all runs are compared on the same pixels.
 
+    Image number i of every split gets the same random numbers.
+
     Parameters
     ----------
     intensities : uint8 array (n, pixels)

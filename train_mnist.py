@@ -51,7 +51,8 @@ def train(training, images, validation_images, log, folder, stop):
     NotFinite, OSError
         Every file is as it was when last written whole.
     """
-    args, recent, logged, stopping = training.args, [], training.seen, False
+    args, recent, stopping = training.args, [], False
+    began = logged = training.seen
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
     checkpoint_freq = args.checkpoint_freq or args.val_freq
     moment = log_moment = time.perf_counter()
@@ -77,12 +78,11 @@ def train(training, images, validation_images, log, folder, stop):
             if is_due(args.val_freq):  # also when stopping, as a run that goes on begins with the next step
                 log.gradients(training.net, training.seen)
                 validate(training, validation_images[:args.num_val_samples], log, folder, bar)
-            if stopping or is_due(checkpoint_freq):
+            elif stopping or is_due(checkpoint_freq):
                 training.save_checkpoint(folder, log)
             recent, logged, log_moment = [], training.seen, time.perf_counter()
-        if not stopping and math.isinf(training.best_bound):  # there was no step left, and never a validation
+        if training.seen == began:  # no step was left of a run that goes on
             validate(training, validation_images[:args.num_val_samples], log, folder, bar)
-            training.save_checkpoint(folder, log)
     if stopping:
         training.save_params(folder, 'last')
     log.save_curves()
@@ -91,7 +91,7 @@ def train(training, images, validation_images, log, folder, stop):
 
 
 def validate(training, images, log, folder, bar):
-    """The validation bound: log it and what the network paints, and save the parameters."""
+    """The validation bound: log it and what the network paints, and save the parameters and a checkpoint."""
     reconstruction, kl, kl_t = training.validate(images)
     bound = reconstruction + kl
     log.bound('validation', training.seen, reconstruction, kl)
@@ -104,6 +104,7 @@ def validate(training, images, log, folder, bar):
         training.save_params(folder, 'best')
         if bound < math.log(2) * len(images[0]):  # that of probability 1/2 for every pixel; above, it may have exploded
             training.save_checkpoint(folder, log, 'fallback')
+    training.save_checkpoint(folder, log)  # at once, or the best parameters would be ahead of it
 
 
 def finish(training, validation_images, log, folder, config, stop):

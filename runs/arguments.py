@@ -59,7 +59,7 @@ def _add_arguments(parser):
     add('--log_freq', type=cli.count, metavar='N', default=1280,
         help='training samples between two points of the training curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',
-        help='training samples between two checkpoints; as --val_freq if not given')
+        help='training samples between two checkpoints; there is one at each validation in any case')
     add('--init', type=cli.text, metavar='RUN_DIR',
         help='start with the parameters of this model, of the same sizes; without another --seed it gets the same '
              'pixels and noise again')

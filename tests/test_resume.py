@@ -22,6 +22,7 @@ from commands import (
     only_folder,
     refusal,
     resume,
+    samples_seen,
     stop_after,
     train,
     whole_content,
@@ -92,9 +93,10 @@ def test_checkpoint_before_the_first_validation(workplace, monkeypatch):
     assert_same_files(folder, whole)
 
 
-def test_run_that_is_ended_before_its_first_validation(workplace, monkeypatch):
+@pytest.mark.parametrize('val_freq', ['128', '48'], ids=['first', 'second'])
+def test_run_that_is_ended_before_a_validation(workplace, monkeypatch, val_freq):
     """By a resume that asks for no more samples than were seen."""
-    argv = ['-f', '128', '--checkpoint_freq', '32', '--lr_decay', '0']
+    argv = ['-f', val_freq, '--checkpoint_freq', '32', '--lr_decay', '0', '-r', '0.001']
     whole = train(*argv, '-t', '64', logdir='whole')
     with monkeypatch.context() as patch:
         stop_after(patch, 64)
@@ -103,8 +105,21 @@ def test_run_that_is_ended_before_its_first_validation(workplace, monkeypatch):
     folder = only_folder('results')
     assert resume(folder, '-t', '64') == 0
     assert_same_files(folder, whole)
+    assert_same_curves(folder, whole)
     assert config_of(folder)['validation'] == config_of(whole)['validation']
     assert checkpoint(folder)[1]['best_bound'] == checkpoint(whole)[1]['best_bound']
+
+
+def test_what_is_best_is_never_ahead_of_the_checkpoint(workplace, monkeypatch):
+    """Or a resume with other arguments would end with a model of the steps that it took back."""
+    argv = ['-f', '16', '--checkpoint_freq', '64', '--lr_decay', '0']
+    with monkeypatch.context() as patch:
+        stop_after(patch, 48)
+        with pytest.raises(Killed):
+            train(*argv, '-t', '128')
+    folder = only_folder('results')
+    assert samples_seen(folder) == checkpoint(folder, 'fallback')[1]['samples_seen'] == 48
+    assert checkpoint(folder)[1]['best_bound'] == checkpoint(folder, 'fallback')[1]['best_bound']
 
 
 def test_resume_of_a_complete_run_says_so_and_changes_nothing(run, capsys):

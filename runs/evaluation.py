@@ -23,19 +23,17 @@ class Evaluation:
     Parameters
     ----------
     run_dir : str
-    parameters : str
-        Path of the parameter file.
+    net : core.DRAW
+        With the parameters that are evaluated; their file may be another by now.
     images : numpy.ndarray
         (n, height * width), binarized.
     settings : dict
         What else decides the result, and the number of images, of what JSON can hold.
     """
 
-    def __init__(self, run_dir, parameters, images, settings):
-        with open(parameters, 'rb') as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
+    def __init__(self, run_dir, net, images, settings):
         self._settings = {**settings, 'images_sha256': hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
-                          'parameters_sha256': digest}
+                          'parameters_sha256': storage.digest(net)}
         name = '-'.join(f'{key}_{value}' for key, value in settings.items() if value is not None)
         self._path = os.path.join(run_dir, 'evaluations', f'{name}.json')
 

@@ -3,6 +3,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import math
 import os
@@ -144,6 +145,14 @@ def build_net(arguments):
 def parameters(net):
     """The network's parameters by their names, {name: Parameter}."""
     return net._collect_params_with_prefix()
+
+
+def digest(net):
+    """SHA-256 of a network's parameters, as float32 numbers in the order of their names."""
+    found = hashlib.sha256()
+    for _, parameter in sorted(parameters(net).items()):
+        found.update(parameter.list_data()[0].asnumpy())
+    return found.hexdigest()
 
 
 def save_params(folder, name, net, dtype='float32'):

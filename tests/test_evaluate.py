@@ -13,6 +13,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import nd
+from safetensors.numpy import load_file
 
 import evaluate
 from commands import assert_help_is_complete, config_of, refusal, script
@@ -159,7 +160,8 @@ def test_whole_test_set(run, evaluated):
         assert text in out
     net, _, path = storage.load_net(run, [CPU])
     images = stream.evaluation_images(stream.load('mnist', 'data', (28, 28))['test'], 'dynamic')
-    for key, content in ('parameters', Path(path).read_bytes()), ('images', images.tobytes()):
+    arrays = load_file(path)
+    for key, content in ('parameters', b''.join(arrays[name].tobytes() for name in sorted(arrays))), ('images', images):
         assert result[f'{key}_sha256'] == hashlib.sha256(content).hexdigest()
     per_image = bounds(net, images, 0, 5)
     np.testing.assert_allclose(per_image['importance_weighted'].mean(), result['importance_weighted_bound'], rtol=1e-6)
@@ -237,6 +239,21 @@ def test_part_of_other_images_is_refused(run, monkeypatch, capsys):
     argv = [run, '-b', '8', '--data_dir', 'other']
     assert 'is of other parameters or images' in refusal(capsys, evaluate.main, *argv, '--resume')
     assert evaluate.main(list(map(str, argv))) == 0
+
+
+def test_run_that_trains_on_meanwhile(run, evaluated, monkeypatch):
+    """The result belongs to the parameters that were read, not to those that replaced them."""
+    result, _, _ = evaluated()
+    load = stream.load
+
+    def replace(*args):
+        net = storage.build_net(config_of(run)['arguments'])
+        net.initialize()
+        storage.save_params(run, 'best', net)
+        return load(*args)
+
+    monkeypatch.setattr(stream, 'load', replace)
+    assert evaluated()[0] == result
 
 
 @pytest.mark.parametrize('damage', [

@@ -163,8 +163,8 @@ def save_params(folder, name, net, dtype='float32'):
 
 
 def load_net(folder, contexts):
-    """The network of a run, initialized, with its best parameters; the last ones, or those of the checkpoint, where
-    none are the best yet.
+    """The network of a run, initialized, with its best parameters; before the first validation with those of the
+    checkpoint, which are never older than the last ones.
 
     Returns
     -------
@@ -182,7 +182,7 @@ def load_net(folder, contexts):
         net = build_net(config['arguments'])
     except ValueError as error:
         raise RunError(f'{os.path.join(folder, "config.json")}: {error}') from None
-    names = ('best', 'last', 'checkpoint')
+    names = ('best', 'checkpoint', 'last')
     name = next((name for name in names if os.path.exists(os.path.join(folder, f'{name}.safetensors'))), 'best')
     return net, config, load_params(folder, name, net, contexts)
 

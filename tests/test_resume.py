@@ -5,6 +5,7 @@ from pathlib import Path
 
 from system import devices
 
+import mxnet as mx
 import numpy as np
 import pytest
 
@@ -91,6 +92,18 @@ def test_checkpoint_before_the_first_validation(workplace, monkeypatch):
     assert checkpoint(folder)[1]['best_bound'] is None and not (folder / 'best.safetensors').exists()
     assert resume(folder) == 0
     assert_same_files(folder, whole)
+
+
+def test_model_before_the_first_validation_is_that_of_the_checkpoint(workplace, monkeypatch):
+    """Not the last one of an earlier sitting, which was stopped."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 64)
+        with pytest.raises(Killed):
+            train('-t', '128', '-f', '128', '--checkpoint_freq', '32')
+    folder = only_folder('results')
+    net, _, path = storage.load_net(folder, [mx.cpu()])
+    storage.save_params(folder, 'last', net)
+    assert path == storage.load_net(folder, [mx.cpu()])[2] == str(folder / 'checkpoint.safetensors')
 
 
 @pytest.mark.parametrize('val_freq', ['128', '48'], ids=['first', 'second'])

@@ -140,9 +140,10 @@ def finish(training, validation_images, log, folder, config, stop):
 def used_devices(config):
     """What a run computes with, in words."""
     arguments = config.get('arguments', {})
+    workers = '' if config.get('workers', 1) == 1 else f'{config["workers"]!r} workers, each '
     if arguments.get('gpu') or arguments.get('gpus'):
-        return f'GPU {arguments.get("gpus") or 0}'
-    return f'CPU (contexts x threads: {arguments.get("cpu_contexts")!r} x {config.get("threads")!r})'
+        return f'{workers}GPU {arguments.get("gpus") or 0}'
+    return f'{workers}CPU (contexts x threads: {arguments.get("cpu_contexts")!r} x {config.get("threads")!r})'
 
 
 def is_complete(config, checkpoint, args):
@@ -185,7 +186,7 @@ def run(args, contexts, group, command):
         training.resume(checkpoint)
         if leads:
             before = used_devices(config)
-            config.update(arguments=arguments_of(args), threads=devices.threads())
+            config.update(arguments=arguments_of(args), threads=devices.threads(), workers=group.size)
             if not folder:
                 config.update(command=command, versions=storage.versions())
                 folder = storage.create(args.logdir, 'attention' if args.attention else 'no_attention', config)

@@ -105,6 +105,8 @@ def test_resume_with_another_number_of_workers(workplace):
     folder = train(*argv, '-t', '96', logdir='results')
     done = launched(2, '--resume', folder, '-t', '192')
     assert done.returncode == 0, done.stderr
+    one = 'CPU (contexts x threads: 1 x 1)'
+    assert f'Note: {one} before, 2 workers, each {one} now.' in done.stdout
     assert resume(folder, '-t', '320', '--kvstore', 'local', '--cpu_contexts', '2') == 0
     assert [sitting['samples_seen'] for sitting in config_of(folder)['resumed']] == [96, 192]
     assert_same_parameters(folder, whole, 'last.safetensors')

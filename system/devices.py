@@ -8,6 +8,7 @@ from system import cli, compat, files
 BATCH_SIZE = 64  # of a training, if not given; threads are shared out by it before the flags are read
 _IMAGES_PER_CONTEXT = 32  # at least: smaller parts of a batch cost more than a processor brings
 MAX_CONTEXTS = 64
+_WITHOUT = 'for the CPU leave out --gpu, or --resume the run with --cpu_contexts N'
 
 
 def processors():
@@ -119,8 +120,8 @@ def contexts(parser, args):
     if not gpus:
         return [mx.cpu(number) for number in range(args.cpu_contexts)]
     if not mx.runtime.Features().is_enabled('CUDA'):
-        parser.error('a GPU needs an MXNet built for CUDA (an mxnet-cu* package); without --gpu the CPU is used')
+        parser.error(f'a GPU needs an MXNet built for CUDA (an mxnet-cu* package); {_WITHOUT}')
     wanted, there = [int(number) for number in gpus.split(',')], mx.context.num_gpus()
     if max(wanted) >= there:
-        parser.error(f'GPU {max(wanted)} is not there, {there} are visible (nvidia-smi); without --gpu the CPU is used')
+        parser.error(f'GPU {max(wanted)} is not there, {there} are visible (nvidia-smi); {_WITHOUT}')
     return [mx.gpu(number) for number in wanted]

@@ -160,14 +160,17 @@ def run(args, contexts, group, command):
     splits = stream.load(args.dataset, args.data_dir, (args.input_height, args.input_width))
     images = stream.TrainingStream(splits['train'], args.binarization, args.seed)
     validation_images = stream.evaluation_images(splits['validation'], args.binarization)
-    net = storage.build_net(vars(args))
+    net, checksum = storage.build_net(vars(args)), zlib.crc32(splits['train'])
     group.connect()
     common = {name: value for name, value in arguments_of(args).items() if name not in OF_EACH_WORKER}
-    group.check_same({**common, **storage.versions(), 'training images (CRC-32)': zlib.crc32(splits['train'])})
+    group.check_same({**common, **storage.versions(), 'training images (CRC-32)': checksum})
     with contextlib.ExitStack() as stack:
         if leads and folder:
             stack.enter_context(storage.lock(folder))
             config, checkpoint = storage.read_config(folder), read_checkpoint(folder, net, args)
+            if config.setdefault('training_images_crc32', checksum) != checksum:
+                raise storage.RunError(f'{folder} was trained on other images than --dataset {args.dataset}, '
+                                       f'--data_dir {args.data_dir} give with this Pillow')
         if group.any(is_complete(config, checkpoint, args)):
             if leads:
                 print(f'{folder} is complete: {config["validation"]["samples_seen"]:,} training samples, validation '
@@ -188,7 +191,7 @@ def run(args, contexts, group, command):
             before = used_devices(config)
             config.update(arguments=arguments_of(args), threads=devices.threads(), workers=group.size)
             if not folder:
-                config.update(command=command, versions=storage.versions())
+                config.update(command=command, versions=storage.versions(), training_images_crc32=checksum)
                 folder = storage.create(args.logdir, 'attention' if args.attention else 'no_attention', config)
                 stack.enter_context(storage.lock(folder))
             else:

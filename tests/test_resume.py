@@ -28,6 +28,7 @@ from commands import (
     train,
     whole_content,
 )
+from idx import write_mnist
 from runs import storage
 from runs.arguments import MAY_CHANGE
 
@@ -196,6 +197,23 @@ def test_help_names_what_may_change(capsys):
         train_mnist.main(['--help'])
     text = ' '.join(capsys.readouterr().out.split())
     assert ', '.join(MAY_CHANGE) in text
+
+
+def test_other_images_are_refused(run, capsys):
+    os.mkdir('other')
+    write_mnist(Path('other'), seed=1)
+    before = whole_content(run)
+    line = refusal(capsys, train_mnist.main, '--resume', run, '-t', '128', '--data_dir', 'other')
+    assert f'{run} was trained on other images' in line and '--data_dir other' in line and whole_content(run) == before
+
+
+def test_run_of_an_earlier_version_that_says_less(run, capsys):
+    config = config_of(run)
+    checksum = config.pop('training_images_crc32')
+    del config['workers']
+    storage.write_config(run, config)
+    assert resume(run, '-t', '80') == 0
+    assert 'Note' not in capsys.readouterr().out and config_of(run)['training_images_crc32'] == checksum
 
 
 def test_config_changed_behind_the_run_is_refused(run, capsys):

@@ -307,19 +307,21 @@ def check_metadata(path, metadata):
 
 
 def fall_back(folder, net):
-    """Make the fallback the checkpoint, or remove the checkpoint where there is no fallback.
+    """Make the fallback the checkpoint; where there is none, remove the checkpoint and the parameters.
 
     Returns
     -------
     The training samples seen at the fallback, or 0.
     """
-    checkpoint, fallback = (os.path.join(folder, f'{name}.safetensors') for name in ('checkpoint', 'fallback'))
-    found = load_checkpoint(folder, 'fallback', net)
+    paths = {name: os.path.join(folder, f'{name}.safetensors') for name in ('checkpoint', 'best', 'last', 'fallback')}
+    fallback, found = paths.pop('fallback'), load_checkpoint(folder, 'fallback', net)
     if found:
-        files.write_whole(checkpoint, lambda temporary: shutil.copyfile(fallback, temporary))
-    elif os.path.lexists(checkpoint):
-        os.remove(checkpoint)
-    return found[1]['samples_seen'] if found else 0
+        files.write_whole(paths['checkpoint'], lambda temporary: shutil.copyfile(fallback, temporary))
+        return found[1]['samples_seen']
+    for path in paths.values():
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+    return 0
 
 
 @contextlib.contextmanager

@@ -251,10 +251,11 @@ def test_run_whose_checkpoint_has_exploded_goes_on_as_found(workplace):
     assert config_of(folder)['validation']['bound'] < 300
 
 
-@pytest.mark.parametrize('argv, had_checkpoint', [([], False), (['-f', '1e6', '--checkpoint_freq', '16'], True)],
-                         ids=['no checkpoint', 'a checkpoint'])
+@pytest.mark.parametrize('argv, had_checkpoint', [
+    ([], False), (['-f', '1e6', '--checkpoint_freq', '16'], True), (['-f', '16'], True)],
+    ids=['no checkpoint', 'a checkpoint', 'a bad validation'])
 def test_run_without_a_good_state_starts_anew(workplace, monkeypatch, capsys, argv, had_checkpoint):
-    """Not finite before the first validation: nothing says that a checkpoint is good."""
+    """Not finite before the first validation, or after ones above chance: nothing says that a checkpoint is good."""
     def diverge(training):
         if training.seen == 32:
             training.args.learning_rate = 1e30
@@ -262,6 +263,7 @@ def test_run_without_a_good_state_starts_anew(workplace, monkeypatch, capsys, ar
 
     with monkeypatch.context() as patch:
         before_step(patch, diverge)
+        patch.setattr(train_mnist.Training, 'validate', lambda *args: (545., 0., np.zeros(3)))
         assert train_mnist.main([*ARGV, '-t', '192', *argv]) == 1
     folder = only_folder('results')
     assert 'the checkpoint is gone, the run starts anew' in assert_says_how_to_go_on(capsys.readouterr().err, folder)

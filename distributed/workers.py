@@ -180,12 +180,9 @@ class Workers(Alone):
     def _watch(self):
         while not self._left.wait(max(0.1, self._heard + self._timeout - time.monotonic())):
             if time.monotonic() > self._heard + self._timeout:
-                break
-        else:
-            return
-        print(f'\ntrain_mnist.py: stopped: worker {self.rank} has not heard from the other workers for '
-              f'{self._timeout:g} seconds. Go on from the last checkpoint with --resume', file=sys.stderr, flush=True)
-        os._exit(1)
+                cli.complain(f'worker {self.rank} has not heard from the other workers for {self._timeout:g} seconds. '
+                             'Go on from the last checkpoint with --resume')
+                self.abandon(1)
 
 
 def _rank_and_size():

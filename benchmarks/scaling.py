@@ -17,7 +17,7 @@ from mxnet import nd
 
 from benchmarks import common, throughput
 from distributed import workers
-from runs import arguments
+from runs import arguments, storage
 
 
 def median_ms(iterations, action):
@@ -38,7 +38,7 @@ def measure(args, contexts, group):
     result = common.measure(lambda: trained.step(x), wait=nd.waitall, args=args)
     exchange = median_ms(args.iterations, trained._trainer.allreduce_grads)
     small = median_ms(args.iterations, lambda: group.sum(np.zeros(2, dtype=np.float32)))
-    num_weights = sum(int(np.prod(parameter.shape)) for parameter in trained.net.collect_params().values())
+    num_weights = storage.num_weights(trained.net)
     peak = group.sum(np.array([result['peak_memory_mib']], dtype=np.float32))[0]
     return {'workers': group.size, 'threads': common.num_threads(), 'attention': args.attention,
             'batch_size': args.batch_size, **result, 'peak_memory_mib': round(float(peak), 1), 'exchange_ms': exchange,

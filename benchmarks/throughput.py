@@ -88,10 +88,9 @@ def time_steps(args, contexts):
     result = common.measure(step, wait=nd.waitall, args=args)
     gflops = max(gflops, sgemm_gflops(contexts))
     floor_share = 2e-9 * multiply_adds(args) / gflops / result['step_s']
-    num_parameters = sum(int(np.prod(parameter.shape)) for parameter in net.collect_params().values())
     print(f'sgemm {gflops:.1f} GFLOP/s; the matrix products alone would take {floor_share:.1%} of the time')
-    common.print_result('ours', args, {**result, 'num_parameters': num_parameters, 'sgemm_gflops': round(gflops, 1),
-                                       'floor_share': round(floor_share, 4)})
+    common.print_result('ours', args, {**result, 'num_parameters': storage.num_weights(net),
+                                       'sgemm_gflops': round(gflops, 1), 'floor_share': round(floor_share, 4)})
 
 
 def print_memory(args, contexts):

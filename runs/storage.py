@@ -147,6 +147,15 @@ def parameters(net):
     return net._collect_params_with_prefix()
 
 
+def _shapes(net):
+    return {name: parameter.shape for name, parameter in parameters(net).items()}
+
+
+def num_weights(net):
+    """How many numbers the parameters of a network are."""
+    return sum(map(math.prod, _shapes(net).values()))
+
+
 def digest(net):
     """SHA-256 of a network's parameters, as float32 numbers in the order of their names."""
     found = hashlib.sha256()
@@ -193,12 +202,10 @@ def load_init(folder, net):
     Raises RunError.
     """
     other, config, _ = load_net(folder, [cpu()])
-    arrays = {key: parameter.data() for key, parameter in parameters(other).items()}
-    shapes = {key: parameter.shape for key, parameter in parameters(net).items()}
-    if _model(other) != _model(net) or {key: array.shape for key, array in arrays.items()} != shapes:
+    if (_model(other), _shapes(other)) != (_model(net), _shapes(net)):
         raise RunError(f'argument --init: the model of {folder} has other sizes')
-    for key, parameter in parameters(net).items():
-        parameter.set_data(arrays[key])
+    for key, parameter in parameters(other).items():
+        parameters(net)[key].set_data(parameter.data())
     kept = {key: config[key] for key in ('init', 'command', 'resumed') if key in config}
     return {'run': folder, **kept, 'samples_seen': _samples_seen(folder, config, net)}
 
@@ -233,7 +240,7 @@ def read_params(folder, name, net):
     if name == 'checkpoint':
         (arrays, *_), _ = load_checkpoint(folder, name, net)
     else:
-        arrays, _ = _read(path, net, {key: parameter.shape for key, parameter in parameters(net).items()})
+        arrays, _ = _read(path, net, _shapes(net))
     return path, arrays
 
 
@@ -281,11 +288,11 @@ def load_checkpoint(folder, name, net):
     path = os.path.join(folder, f'{name}.safetensors')
     if not os.path.lexists(path):
         return None
-    names = {key: parameter.shape for key, parameter in parameters(net).items()}
-    shapes = {f'{k}/{key}': shape for k in range(_GROUPS) for key, shape in names.items()}
+    own = _shapes(net)
+    shapes = {f'{k}/{key}': shape for k in range(_GROUPS) for key, shape in own.items()}
     arrays, metadata = _read(path, net, shapes)
     check_metadata(path, metadata)
-    return [{key: arrays[f'{k}/{key}'] for key in names} for k in range(_GROUPS)], metadata
+    return [{key: arrays[f'{k}/{key}'] for key in own} for k in range(_GROUPS)], metadata
 
 
 def check_metadata(path, metadata):

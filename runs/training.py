@@ -193,10 +193,9 @@ def memory_needed(net, batch_size, num_contexts):
     Each parameter with its gradient, mean and variance, on every context; and what the backward pass wants of every
     step: canvas and its mean, q, and of each LSTM gates, cell and output, as they are and their gradients.
     """
-    num_weights = sum(int(np.prod(parameter.shape, dtype=object)) for parameter in storage.parameters(net).values())
     units, pixels = net.h_enc_0.shape[1], net.image_shape[0] * net.image_shape[1]
     per_step = 2 * (2 * pixels + 2 * net.latent_dim + 2 * 6 * units)
-    return 4 * (4 * num_contexts * num_weights + batch_size * net.num_steps * per_step)
+    return 4 * (4 * num_contexts * storage.num_weights(net) + batch_size * net.num_steps * per_step)
 
 
 def read_checkpoint(folder, net, args):

@@ -51,11 +51,10 @@ def parse_args(parser, argv=None):
 def run(args, contexts):
     """Evaluate, print, and keep the result in the run's folder; returns the exit code."""
     net, config, path = storage.load_net(args.run_dir, contexts)
-    arguments = config['arguments']
+    arguments, num_draws = config['arguments'], args.num_importance_samples
     data_dir, binarization = args.data_dir or arguments['data_dir'], args.binarization or arguments['binarization']
-    split = stream.load(arguments['dataset'], data_dir, net.image_shape, [args.split])[args.split]
-    images = stream.evaluation_images(split[:args.num_images], binarization)
-    num_draws = args.num_importance_samples
+    images = stream.images_of({**arguments, 'data_dir': data_dir, 'binarization': binarization}, args.split,
+                              args.num_images)
     pixels = 'threshold' if binarization == 'threshold' else 'drawn'
     evaluation = Evaluation(args.run_dir, net, images, {'split': args.split, 'pixels': pixels, 'images': len(images),
                                                          'draws': num_draws, 'seed': args.seed})

@@ -93,12 +93,6 @@ def _check_size(args, image_shape):
                                f'{args.scale}, or with --grid a smaller --num_samples')
 
 
-def _test_images(arguments, data_dir, number):
-    shape = arguments['input_height'], arguments['input_width']
-    test = stream.load(arguments['dataset'], data_dir or arguments['data_dir'], shape, ['test'])['test'][:number]
-    return stream.evaluation_images(test, arguments['binarization'])
-
-
 def _writable_folder(args):
     """The folder for the GIFs, made if it is missing, and whether it is new."""
     if args.output_dir is not None:
@@ -148,7 +142,8 @@ def run(args, contexts):
     """Paint and write the files that `args` asks for."""
     net, config, path = storage.load_net(args.run_dir, contexts)
     _check_size(args, net.image_shape)
-    images = _test_images(config['arguments'], args.data_dir, args.num_samples) if args.reconstruct else None
+    arguments = {**config['arguments'], 'data_dir': args.data_dir or config['arguments']['data_dir']}
+    images = stream.images_of(arguments, 'test', args.num_samples) if args.reconstruct else None
     total = args.num_samples if images is None else len(images)
     paintings = _finite(paint.paint(net, args.seed, contexts, num_samples=total, images=images), path)
     write = _write_gifs if args.grid is None else _write_grid

@@ -66,12 +66,6 @@ def _without_folders(command):
     return shlex.join(words)
 
 
-def test_images(net, arguments):
-    """The first test images of a run's data set, (_NUM_IMAGES, height * width)."""
-    test = stream.load(arguments['dataset'], arguments['data_dir'], net.image_shape, ['test'])['test']
-    return stream.evaluation_images(test[:_NUM_IMAGES], arguments['binarization'])
-
-
 def reconstructions(net, images):
     """Rows of canvases with their windows, and the original."""
     return paint.sheet(net, paint.paint(net, 0, [mx.cpu()], images=images))
@@ -138,8 +132,8 @@ def _save(name, figure):
 
 def check(run_dir):
     """Read all that `make` will read of a run, before anything is written. Raises cli.UserError."""
-    net, config, _ = storage.load_net(run_dir, [mx.cpu()])
-    test_images(net, config['arguments'])
+    _, config, _ = storage.load_net(run_dir, [mx.cpu()])
+    stream.images_of(config['arguments'], 'test', _NUM_IMAGES)
     kl_table(run_dir)
 
 
@@ -160,7 +154,8 @@ def make(run_dir, name):
     samples = list(paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES))
     render.save_gif(f'{folder}_grid.gif', paint.grid(net, samples))
     paint.write_gifs(net, samples[:_NUM_GIFS], output_dir=FOLDER, prefix=name, scale=paint.SCALE)
-    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, test_images(net, config['arguments'])))
+    images = stream.images_of(config['arguments'], 'test', _NUM_IMAGES)
+    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, images))
     seen, kl_t = kl_table(run_dir)
     _save(f'{name}_kl.png', kl_figure(seen + samples_before(config), kl_t))
 

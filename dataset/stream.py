@@ -98,6 +98,25 @@ def evaluation_images(intensities, binarization):
     return pixels
 
 
+def images_of(arguments, split, number=None):
+    """The first images, or all, of a split of a run's data set, binarized as `evaluation_images` does.
+
+    Parameters
+    ----------
+    arguments : dict
+        The run's, with the names of train_mnist.py.
+    split : str
+    number : int, optional
+
+    Returns
+    -------
+    float32 array (n, pixels) of 0 and 1
+    """
+    shape = arguments['input_height'], arguments['input_width']
+    grey = load(arguments['dataset'], arguments['data_dir'], shape, [split])[split]
+    return evaluation_images(grey[:number], arguments['binarization'])
+
+
 class TrainingStream:
     """The endless stream of training images: every epoch is a fresh permutation of all images.
 

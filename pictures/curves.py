@@ -4,6 +4,7 @@ import io
 import numpy as np
 
 _PANELS = {'bound': 'Negative variational bound', 'reconstruction': 'Reconstruction', 'kl': 'KL'}
+_START = 0.05  # part of the training
 _STYLES = {'train': {'color': '#8fb7de', 'linewidth': 1}, 'validation': {'color': '#b2182b', 'linewidth': 1.5}}
 
 
@@ -31,17 +32,17 @@ def figure(curves):
         axes.locator_params(axis='x', nbins=5)
         axes.grid(alpha=0.3)
         if drawn:
-            _leave_out_the_start(axes, np.concatenate([points[:, 1] for points in drawn.values()]))
+            _leave_out_the_start(axes, np.concatenate(list(drawn.values())))
             axes.legend()
     return picture
 
 
-def _leave_out_the_start(axes, values):
-    """The first steps, hundreds of nats above the rest, would flatten all that follows."""
-    values = values[np.isfinite(values)]
+def _leave_out_the_start(axes, points):
+    """The first steps, hundreds of nats above the rest, would flatten all that follows. `points`: (n, 2)."""
+    seen, values = points[np.isfinite(points).all(axis=1)].T
     if len(values):
-        low, usual, high = np.quantile(values, [0, 0.95, 1])
-        high = min(high, usual + 0.5 * (usual - low))
+        values = values[seen >= _START * seen.max()]
+        low, high = values.min(), values.max()
         margin = 0.05 * (high - low) or 1.
         axes.set_ylim(low - margin, high + margin)
 

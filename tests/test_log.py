@@ -236,11 +236,15 @@ def test_curves_are_drawn(logdir):
 
 
 def test_view_leaves_out_the_start_and_nothing_else():
+    """Not the end of a validation that rises, which has few points."""
     seen = np.arange(1, 1001)
     bound = np.stack([seen, 90 + 450. * (seen < 10) + np.sin(seen)], axis=1)
     axes = curves.figure({'train': {'bound': bound}, 'validation': {}}).axes[0]
     low, high = axes.get_ylim()
     assert low < bound[:, 1].min() and bound[10:, 1].max() < high < 100
+    rising = np.array([[250, 100.], [500, 120], [750, 150], [1000, 190]])
+    axes = curves.figure({'train': {'bound': bound}, 'validation': {'bound': rising}}).axes[0]
+    assert axes.get_ylim()[0] < 89.1 and 190 < axes.get_ylim()[1] < 200
 
 
 def test_no_curves_no_picture(tmp_path):

@@ -74,8 +74,8 @@ def _check_grid(parser, args):
     folder = os.path.dirname(args.grid) or '.'
     if not args.grid.lower().endswith(('.gif', '.png')):
         parser.error(f'argument --grid: {args.grid!r} ends neither in .gif nor in .png')
-    if os.path.isdir(args.grid):
-        parser.error(f'argument --grid: {args.grid} is a folder')
+    if os.path.exists(args.grid) and not os.path.isfile(args.grid):
+        parser.error(f'argument --grid: {args.grid} is no file')
     if not os.path.isdir(folder):
         parser.error(f'argument --grid: the folder {folder} does not exist')
     if args.output_dir is not None or args.prefix is not None:
@@ -87,7 +87,9 @@ def _check_grid(parser, args):
 def _check_size(args, image_shape):
     """Raises RunError for pictures that would take all memory, or more pixels than a GIF can have."""
     height, width = image_shape
-    columns, rows = (2, 1) if args.grid is None else (10, 20) if args.animated else (11, args.num_samples)  # at most
+    cells = args.num_samples * (2 if args.reconstruct else 1)  # of a table with rows of ten
+    columns, rows = (2, 1) if args.grid is None else (min(cells, 10), -(-cells // 10)) if args.animated else (
+        11, args.num_samples)  # at most
     if max(columns * width, rows * height) * args.scale > _MAX_SIDE:
         raise storage.RunError(f'a picture may have {_MAX_SIDE:,} screen pixels a side: choose a smaller --scale than '
                                f'{args.scale}, or with --grid a smaller --num_samples')
@@ -131,10 +133,11 @@ def _write_grid(net, paintings, args):
     """Write one picture of all paintings; returns how many, and its name."""
     storage.check_writable(os.path.dirname(args.grid) or '.')
     paintings, boxes = list(paintings), not args.no_boxes
+    path = os.path.realpath(args.grid)  # into what a link names, not in its place
     if args.animated:
-        render.save_gif(args.grid, paint.grid(net, paintings, args.scale, boxes))
+        render.save_gif(path, paint.grid(net, paintings, args.scale, boxes))
     else:
-        render.save_png(args.grid, paint.sheet(net, paintings, args.scale, boxes))
+        render.save_png(path, paint.sheet(net, paintings, args.scale, boxes))
     return len(paintings), args.grid
 
 

@@ -320,6 +320,13 @@ def test_scale_and_prefix(plain_run, tmp_path):
     assert frames(tmp_path / 'digit_0.gif')[0].shape == (84, 84, 3)
 
 
+def test_grid_of_one_may_be_large_and_goes_where_a_link_leads(plain_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink('target.gif', 'link.gif')
+    sample.main([str(plain_run.folder), '-n', '1', '--scale', '40', '--grid', 'link.gif'])
+    assert os.path.islink('link.gif') and frames('target.gif')[0].shape == (1120, 1120, 3)
+
+
 # What is refused
 
 @pytest.mark.parametrize('argv, reason', [
@@ -344,7 +351,7 @@ def test_empty_name_of_a_run_is_not_taken_for_none(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize('argv, reason', [
     (['-o', 'file'], 'file is a file'), (['-o', 'file/out'], 'file/out'), (['--grid', 'nowhere/sheet.png'], 'nowhere'),
-    (['--grid', 'folder.png'], 'folder.png'), (['--prefix', 'nowhere/digit'], 'nowhere')])
+    (['--grid', 'folder.png'], 'folder.png is no file'), (['--prefix', 'nowhere/digit'], 'nowhere')])
 def test_output_that_cannot_be_written(plain_run, tmp_path, monkeypatch, capsys, argv, reason):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paint, 'noise', None)  # it is known before the painting begins

@@ -177,6 +177,8 @@ class Progress(tqdm):
             self._started = time.perf_counter()
         elif self._updates == _TIMED_UPDATES and self._remaining > 0:
             speed = count * (_TIMED_UPDATES - 1) / (time.perf_counter() - self._started)
+            if self._remaining < speed:  # less than a second
+                return
             self.say(f'{speed:,.0f}{self._unit}/s: about {duration(self._remaining / speed)} for the '
                      f'{self._remaining:,}{self._unit} that remain')
 

@@ -12,7 +12,7 @@ def available():
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
     if address_space != resource.RLIM_INFINITY:
         limits.append(address_space - _field('/proc/self/status', 'VmSize:'))
-    with contextlib.suppress(OSError, ValueError):  # of a container; 'max' where it has none
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # of a container; 'max' where it has none
         most, now = (int(Path(f'{_CONTAINER}{name}').read_text()) for name in ('max', 'current'))
         # What was read or written long ago counts as taken, and is given back when memory is short.
         limits.append(most - now + _field(f'{_CONTAINER}stat', 'inactive_file', unit=1))

@@ -23,13 +23,18 @@ def test_below_a_limit_on_the_address_space():
     assert 0 <= int(done.stdout) < 1024 * 10 ** 6, done.stderr
 
 
-@pytest.mark.parametrize('most, free', [(9000, 9000 - 7000 + 500), (7000, 500), (5000, 0), ('max', None)])
-def test_in_a_container(tmp_path, monkeypatch, most, free):
+STAT = 'anon 6000\nfile 900\ninactive_file 500\nactive_file 400\n'
+
+
+@pytest.mark.parametrize('most, stat, free', [
+    (9000, STAT, 9000 - 7000 + 500), (7000, STAT, 500), (5000, STAT, 0), ('max', STAT, None), (7000, 'anon 6\n', None)])
+def test_in_a_container(tmp_path, monkeypatch, most, stat, free):
+    """None: as many as the machine has."""
     monkeypatch.setattr(memory, '_CONTAINER', f'{tmp_path}/memory.')
     of_the_machine = memory.available()
     (tmp_path / 'memory.max').write_text(f'{most}\n')
     (tmp_path / 'memory.current').write_text('7000\n')
-    (tmp_path / 'memory.stat').write_text('anon 6000\nfile 900\ninactive_file 500\nactive_file 400\n')
+    (tmp_path / 'memory.stat').write_text(stat)
     assert memory.available() == free if free is not None else memory.available() > of_the_machine / 2
 
 

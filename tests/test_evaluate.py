@@ -16,11 +16,13 @@ from mxnet import nd
 from safetensors.numpy import load_file
 
 import evaluate
-from commands import assert_help_is_complete, config_of, refusal, script
+import sample
+from commands import assert_help_is_complete, change_arguments, config_of, refusal, script
 from dataset import stream
 from dataset.noise import noise
 from idx import write_mnist
 from oracle import forward_one, sigmoid
+from pictures import paint
 from runs import storage
 from runs.bounds import Evaluator
 
@@ -180,6 +182,24 @@ def test_every_setting_has_a_result_of_its_own(run, evaluated):
         found.add(other['bound'])
     assert set(os.listdir(run / 'evaluations')) == names
     assert evaluated('-n', '4')[0]['num_images'] == 4
+
+
+@pytest.mark.parametrize('changes', [{'binarization': 'threshold'}, {'dataset': 'synthetic'}], ids=str)
+def test_images_are_those_of_the_run(run, evaluated, monkeypatch, changes):
+    """Also those that sample.py reconstructs."""
+    change_arguments(run, **changes)
+    expected = stream.images_of(config_of(run)['arguments'], 'test', 3)
+    assert evaluated('-n', '3')[0]['images_sha256'] == hashlib.sha256(expected).hexdigest()
+    given, painted = [], paint.paint
+    monkeypatch.setattr(paint, 'paint', lambda *args, images, **kwargs: (
+        given.append(images) or painted(*args, images=images, **kwargs)))
+    sample.main([str(run), '--reconstruct', '-n', '3', '-o', 'out'])
+    np.testing.assert_array_equal(given[0], expected)
+    grey = stream.load(changes.get('dataset', 'mnist'), 'data', (28, 28), ['test'])['test'][:3]
+    if 'binarization' in changes:
+        np.testing.assert_array_equal(expected, grey > 127)
+    else:
+        np.testing.assert_array_equal(expected, stream.evaluation_images(grey, 'dynamic'))
 
 
 def test_same_pixels_have_one_result(evaluated):

@@ -19,7 +19,8 @@ from commands import (
     resume,
     train,
 )
-from runs import storage
+from dataset.noise import noise
+from runs import storage, training
 
 pytestmark = pytest.mark.usefixtures('no_figures')
 
@@ -53,6 +54,16 @@ def test_parameters_are_taken_over_and_all_else_is_new(run, monkeypatch):
 def test_a_trained_model_gets_no_warm_up():
     for argv, samples in ([], 20000), (['--init', 'run'], 1), (['--init', 'run', '--kl_warmup', '7'], 7):
         assert parse(*argv).kl_warmup == samples
+
+
+def test_another_seed_has_other_pixels_and_other_noise(run, monkeypatch):
+    batches, drawn, step = [], set(), train_mnist.Training.step
+    monkeypatch.setattr(train_mnist.Training, 'step', lambda training, x: batches.append(x) or step(training, x))
+    monkeypatch.setattr(training, 'noise', lambda seed, purpose, *rest: (
+        drawn.add((seed, purpose)) or noise(seed, purpose, *rest)))
+    for seed in ('0', '1'):
+        train('-t', '16', '--init', run, '--seed', seed, logdir=f'seed {seed}')
+    assert not np.array_equal(*batches) and drawn == {(0, 'noise'), (1, 'noise')}
 
 
 def test_history_of_a_model_is_kept(run):

@@ -8,8 +8,9 @@ from system import memory
 import pytest
 
 import train_mnist
-from commands import ARGV, BATCH, ROOT, refusal
+from commands import ARGV, BATCH, ROOT, parse, refusal
 from distributed.workers import Alone
+from runs import storage
 
 
 def test_of_the_machine():
@@ -36,6 +37,13 @@ def test_in_a_container(tmp_path, monkeypatch, most, stat, free):
     (tmp_path / 'memory.current').write_text('7000\n')
     (tmp_path / 'memory.stat').write_text(stat)
     assert memory.available() == free if free is not None else memory.available() > of_the_machine / 2
+
+
+def test_what_a_training_needs(workplace):
+    nets = [storage.build_net(vars(parse(*ARGV, '-s', steps, '-u', '8', '-l', '4'))) for steps in ('3', '6')]
+    three, six = (train_mnist.memory_needed(net, 16, 1) for net in nets)
+    assert six - three == 4 * 16 * 3 * 2 * (2 * 784 + 2 * 4 + 12 * 8)  # bytes, images, steps, gradients too
+    assert train_mnist.memory_needed(nets[0], 16, 2) - three == 16 * storage.num_weights(nets[0])
 
 
 def test_a_training_that_needs_more_is_refused(workplace, capsys, monkeypatch):

@@ -136,6 +136,14 @@ def test_what_is_best_is_never_ahead_of_the_checkpoint(workplace, monkeypatch):
     assert checkpoint(folder)[1]['best_bound'] == checkpoint(folder, 'fallback')[1]['best_bound']
 
 
+def test_worse_validation_after_a_resume_leaves_the_best_parameters(run, monkeypatch):
+    before, bound = (run / 'best.safetensors').read_bytes(), checkpoint(run)[1]['best_bound']
+    with monkeypatch.context() as patch:
+        patch.setattr(train_mnist.Training, 'validate', lambda *args: (1e4, 0., np.zeros(3)))
+        assert resume(run, '-t', '96') == 0
+    assert (run / 'best.safetensors').read_bytes() == before and checkpoint(run)[1]['best_bound'] == bound
+
+
 def test_resume_of_a_complete_run_says_so_and_changes_nothing(run, capsys):
     before = whole_content(run)
     assert resume(run) == resume(run, '-t', '32') == 0  # a run does not get shorter

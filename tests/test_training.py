@@ -1,5 +1,6 @@
 """The training loop: what a step does, what is validated, logged and kept, and when."""
 import signal
+from types import SimpleNamespace
 
 from system import cli
 
@@ -12,11 +13,12 @@ from mxnet.gluon import HybridBlock
 import core
 import sample
 import train_mnist
-from commands import BATCH, SIZES, T, config_of, content, only_folder, parse
+from commands import BATCH, SIZES, T, checkpoint, config_of, content, only_folder, parse
 from dataset import stream
 from dataset.noise import noise
 from idx import write_mnist
 from runs import storage
+from runs.log import read_scalars
 
 pytestmark = pytest.mark.usefixtures('no_figures')
 
@@ -37,17 +39,18 @@ class Recorder:
         return [(call[2], float(call[3] + call[4])) for call in self.calls if call[:2] == ('bound', split)]
 
 
-def start_training(folder, *argv):
+def start_training(folder, *argv, num_contexts=1):
     """What train_mnist.train needs: Training, the stream of batches and the validation images."""
     args = parse(*SIZES, *argv)
     write_mnist(folder)
     splits = stream.load('mnist', folder, (28, 28))
     mx.random.seed(args.seed)
     net = storage.build_net(vars(args))
-    net.initialize()
+    contexts = [mx.cpu(k) for k in range(num_contexts)]
+    net.initialize(ctx=contexts)
     batches = stream.TrainingStream(splits['train'], args.binarization, args.seed)
     images = stream.evaluation_images(splits['validation'], args.binarization)
-    return train_mnist.Training(net, args, [mx.cpu()]), batches, images
+    return train_mnist.Training(net, args, contexts), batches, images
 
 
 def values(net):
@@ -176,6 +179,41 @@ def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, 
     np.testing.assert_array_equal(values(training.net)['r_to_enc.weight'], latest['r_to_enc.weight'])
     storage.load_params(tmp_path, 'best', training.net)  # of the validation at 32
     assert abs(values(training.net)['r_to_enc.weight'] - latest['r_to_enc.weight']).max() > 1e-4
+
+
+def test_final_bound_is_of_all_validation_images(workplace, monkeypatch):
+    numbers, validate = [], train_mnist.Training.validate
+    monkeypatch.setattr(train_mnist.Training, 'validate', lambda training, images, *rest: (
+        numbers.append(len(images)) or validate(training, images, *rest)))
+    assert train_mnist.main([*TINY, '-v', '7']) == 0
+    assert numbers == [7, 7, 20]
+
+
+def test_validation_images_are_binarized_as_the_run_says(workplace, monkeypatch):
+    grey, seen, validate = stream.load('mnist', 'data', (28, 28))['validation'], [], train_mnist.Training.validate
+    monkeypatch.setattr(train_mnist.Training, 'validate', lambda training, images, *rest: (
+        seen.append(images) or validate(training, images, *rest)))
+    assert train_mnist.main([*TINY, '--binarization', 'threshold']) == 0
+    assert len(seen) == 3 and all(np.array_equal(images, grey > 127) for images in seen)
+
+
+def test_best_bound_has_the_whole_kl(workplace):
+    """Also while the warm-up lasts, or early parameters would look best."""
+    assert train_mnist.main([*TINY, '--kl_warmup', '1e6', '-r', '0.03']) == 0
+    folder = only_folder('results')
+    found = {name: read_scalars(folder)['validation'][name][:, 1] for name in ('bound', 'reconstruction', 'kl')}
+    assert checkpoint(folder)[1]['best_bound'] == pytest.approx(found['bound'].min(), rel=1e-6)
+    np.testing.assert_allclose(found['bound'], found['reconstruction'] + found['kl'], rtol=1e-6)
+    assert found['kl'].max() > 0.1
+
+
+def test_log_is_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):
+    training, _, _ = start_training(tmp_path)
+    calls = []
+    monkeypatch.setattr(storage, 'save_checkpoint', lambda *args: calls.append('checkpoint'))
+    training.step(np.zeros((BATCH, 784), np.float32))
+    training.save_checkpoint(str(tmp_path), SimpleNamespace(sync=lambda: calls.append('sync')))
+    assert calls == ['sync', 'checkpoint']
 
 
 def test_run_ends_with_the_best_parameters(workplace, monkeypatch):

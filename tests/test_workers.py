@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -29,6 +31,7 @@ from commands import (
 )
 from dataset import stream
 from distributed import workers
+from idx import write_mnist
 from launching import DIST, assert_no_process_is_left, launched, launcher, role, running
 from runs import storage
 
@@ -315,6 +318,25 @@ def test_workers_with_other_packages_or_images(monkeypatch):
             group.check_same(facts)
     monkeypatch.setattr(group, 'sum', lambda table: table + [[0] * 3, table[0]])
     group.check_same(facts)
+
+
+def test_what_workers_compare(workplace, monkeypatch):
+    found = []
+    monkeypatch.setattr(workers.Alone, 'check_same', lambda group, facts: found.append(facts))
+    train('-t', '16', logdir='one')
+    write_mnist(workplace / 'data', seed=1)
+    train('-t', '16', logdir='other')
+    one, other = found
+    assert {'seed', 'clip_norm', 'python', 'mxnet', 'numpy'} <= one.keys() and 'data_dir' not in one
+    assert [name for name in one if one[name] != other[name]] == ['training images (CRC-32)']
+
+
+def test_a_sum_is_a_word_from_the_others():
+    group = workers.Workers(0, 2, 60)
+    group._heard = 0.
+    group.kvstore = SimpleNamespace(init=lambda *args: None, pushpull=lambda *args, **kwargs: None)
+    group.sum(np.ones(2, np.float32))
+    assert time.monotonic() - group._heard < 60
 
 
 def test_workers_of_one_host(monkeypatch):

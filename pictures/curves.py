@@ -4,7 +4,6 @@ import io
 import numpy as np
 
 _PANELS = {'bound': 'Negative variational bound', 'reconstruction': 'Reconstruction', 'kl': 'KL'}
-_START = 0.05  # part of the training
 _STYLES = {'train': {'color': '#8fb7de', 'linewidth': 1}, 'validation': {'color': '#b2182b', 'linewidth': 1.5}}
 
 
@@ -32,17 +31,18 @@ def figure(curves):
         axes.locator_params(axis='x', nbins=5)
         axes.grid(alpha=0.3)
         if drawn:
-            _leave_out_the_start(axes, np.concatenate(list(drawn.values())))
+            _leave_out_the_start(axes, [points[:, 1] for points in drawn.values()])
             axes.legend()
     return picture
 
 
-def _leave_out_the_start(axes, points):
-    """The first steps, hundreds of nats above the rest, would flatten all that follows. `points`: (n, 2)."""
-    seen, values = points[np.isfinite(points).all(axis=1)].T
+def _leave_out_the_start(axes, curves):
+    """The first steps, hundreds of nats above the rest, would flatten all that follows; the ends stay in view."""
+    curves = [values[np.isfinite(values)] for values in curves]
+    values = np.concatenate(curves)
     if len(values):
-        values = values[seen >= _START * seen.max()]
-        low, high = values.min(), values.max()
+        low, usual, high = np.quantile(values, [0, 0.95, 1])
+        high = min(high, max(usual + 0.5 * (usual - low), *(curve[-1] for curve in curves if len(curve))))
         margin = 0.05 * (high - low) or 1.
         axes.set_ylim(low - margin, high + margin)
 

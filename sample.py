@@ -71,7 +71,7 @@ def _check_gifs(parser, args):
 
 
 def _check_grid(parser, args):
-    folder = os.path.dirname(args.grid) or '.'
+    folder = os.path.dirname(os.path.realpath(args.grid))
     if not args.grid.lower().endswith(('.gif', '.png')):
         parser.error(f'argument --grid: {args.grid!r} ends neither in .gif nor in .png')
     if os.path.exists(args.grid) and not os.path.isfile(args.grid):
@@ -131,9 +131,9 @@ def _write_gifs(net, paintings, args):
 
 def _write_grid(net, paintings, args):
     """Write one picture of all paintings; returns how many, and its name."""
-    storage.check_writable(os.path.dirname(args.grid) or '.')
-    paintings, boxes = list(paintings), not args.no_boxes
     path = os.path.realpath(args.grid)  # into what a link names, not in its place
+    storage.check_writable(os.path.dirname(path))
+    paintings, boxes = list(paintings), not args.no_boxes
     if args.animated:
         render.save_gif(path, paint.grid(net, paintings, args.scale, boxes))
     else:

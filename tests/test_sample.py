@@ -351,15 +351,17 @@ def test_empty_name_of_a_run_is_not_taken_for_none(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize('argv, reason', [
     (['-o', 'file'], 'file is a file'), (['-o', 'file/out'], 'file/out'), (['--grid', 'nowhere/sheet.png'], 'nowhere'),
-    (['--grid', 'folder.png'], 'folder.png is no file'), (['--prefix', 'nowhere/digit'], 'nowhere')])
+    (['--grid', 'folder.png'], 'folder.png is no file'), (['--grid', 'link.png'], 'nowhere'),
+    (['--prefix', 'nowhere/digit'], 'nowhere')])
 def test_output_that_cannot_be_written(plain_run, tmp_path, monkeypatch, capsys, argv, reason):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(paint, 'noise', None)  # it is known before the painting begins
     Path('file').write_text('mine')
     Path('folder.png').mkdir()
+    os.symlink('nowhere/sheet.png', 'link.png')
     message = refusal(capsys, sample.main, plain_run.folder, *argv)
     assert reason in message and '.tmp' not in message
-    assert sorted(os.listdir()) == ['file', 'folder.png'] and os.listdir('folder.png') == []
+    assert sorted(os.listdir()) == ['file', 'folder.png', 'link.png'] and os.listdir('folder.png') == []
 
 
 def test_reconstruction_without_images(attention_run, tmp_path, monkeypatch, capsys):

@@ -48,4 +48,4 @@ def test_the_gradient_is_clipped(tmp_path):
 
 def test_two_contexts_have_the_gradient_of_one(tmp_path):
     one, two = (one_step(tmp_path, num_contexts=number)[1] for number in (1, 2))
-    np.testing.assert_allclose(two, one, rtol=1e-5)
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5)  # the KL is nearly 0

@@ -28,7 +28,7 @@ STAT = 'anon 6000\nfile 900\ninactive_file 500\nactive_file 400\n'
 
 
 @pytest.mark.parametrize('most, stat, free', [
-    (9000, STAT, 9000 - 7000 + 500), (7000, STAT, 500), (5000, STAT, 0), ('max', STAT, None), (7000, 'anon 6\n', None)])
+    (9000, STAT, 9000 - 7000 + 500), (7000, STAT, 500), (5000, STAT, 0), ('max', STAT, None), (9000, 'anon 6\n', 2000)])
 def test_in_a_container(tmp_path, monkeypatch, most, stat, free):
     """None: as many as the machine has."""
     monkeypatch.setattr(memory, '_CONTAINER', f'{tmp_path}/memory.')

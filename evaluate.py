@@ -57,7 +57,7 @@ def run(args, contexts):
                               args.num_images)
     pixels = 'threshold' if binarization == 'threshold' else 'drawn'
     evaluation = Evaluation(args.run_dir, net, images, {'split': args.split, 'pixels': pixels, 'images': len(images),
-                                                         'draws': num_draws, 'seed': args.seed})
+                                                        'draws': num_draws, 'seed': args.seed})
     done = evaluation.read_part() if args.resume else {}
     smallest = -(-len(images) // len(contexts)) * len(contexts)  # batch in which all images have room
     evaluator = Evaluator(net, contexts, min(args.batch_size, smallest))

@@ -104,7 +104,7 @@ def validate(training, images, log, folder, bar):
         training.save_params(folder, 'best')
         if bound < math.log(2) * len(images[0]):  # that of probability 1/2 for every pixel; above, it may have exploded
             training.save_checkpoint(folder, log, 'fallback')
-    training.save_checkpoint(folder, log)  # at once, or the best parameters would be ahead of it
+    training.save_checkpoint(folder, log)  # or the best parameters would be ahead of it
 
 
 def finish(training, validation_images, log, folder, config, stop):

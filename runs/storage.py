@@ -173,7 +173,7 @@ def save_params(folder, name, net, dtype='float32'):
 
 def load_net(folder, contexts):
     """The network of a run, initialized, with its best parameters; before the first validation with those of the
-    checkpoint, which are never older than the last ones.
+    checkpoint, which the last ones may be older than.
 
     Returns
     -------

@@ -8,7 +8,6 @@ from system import cli, compat, files
 BATCH_SIZE = 64  # of a training, if not given; threads are shared out by it before the flags are read
 _IMAGES_PER_CONTEXT = 32  # at least: smaller parts of a batch cost more than a processor brings
 MAX_CONTEXTS = 64
-_WITHOUT = 'for the CPU leave out --gpu, or --resume the run with --cpu_contexts N'
 
 
 def processors():
@@ -115,13 +114,14 @@ def check_parts(parser, args, num_workers=1):
 def contexts(parser, args):
     """What --gpu, --gpus or --cpu_contexts name; ends the program with one line where there is no such GPU."""
     import mxnet as mx  # not before set_environment
-
+    goes_on = isinstance(getattr(args, 'resume', None), str)  # a run whose config.json says --gpu
+    instead = f'{"give --cpu_contexts" if goes_on else "leave out --gpu"} to use the CPU'
     gpus = args.gpus or ('0' if args.gpu else None)
     if not gpus:
         return [mx.cpu(number) for number in range(args.cpu_contexts)]
     if not mx.runtime.Features().is_enabled('CUDA'):
-        parser.error(f'a GPU needs an MXNet built for CUDA (an mxnet-cu* package); {_WITHOUT}')
+        parser.error(f'a GPU needs an MXNet built for CUDA (an mxnet-cu* package); {instead}')
     wanted, there = [int(number) for number in gpus.split(',')], mx.context.num_gpus()
     if max(wanted) >= there:
-        parser.error(f'GPU {max(wanted)} is not there, {there} are visible (nvidia-smi); {_WITHOUT}')
+        parser.error(f'GPU {max(wanted)} is not there, {there} are visible (nvidia-smi); {instead}')
     return [mx.gpu(number) for number in wanted]

@@ -124,7 +124,7 @@ def test_run_that_is_ended_before_a_validation(workplace, monkeypatch, val_freq)
     assert checkpoint(folder)[1]['best_bound'] == checkpoint(whole)[1]['best_bound']
 
 
-def test_what_is_best_is_never_ahead_of_the_checkpoint(workplace, monkeypatch):
+def test_what_is_best_is_not_ahead_of_the_checkpoint(workplace, monkeypatch):
     """Or a resume with other arguments would end with a model of the steps that it took back."""
     argv = ['-f', '16', '--checkpoint_freq', '64', '--lr_decay', '0']
     with monkeypatch.context() as patch:
@@ -205,6 +205,13 @@ def test_help_names_what_may_change(capsys):
         train_mnist.main(['--help'])
     text = ' '.join(capsys.readouterr().out.split())
     assert ', '.join(MAY_CHANGE) in text
+
+
+@pytest.mark.skipif(mx.runtime.Features().is_enabled('CUDA'), reason='this MXNet is built for CUDA')
+def test_run_of_a_gpu_where_there_is_none(run, capsys):
+    change_arguments(run, gpu=True, cpu_contexts=None)
+    assert 'CUDA' in (line := refusal(capsys, train_mnist.main, '--resume', run)) and 'give --cpu_contexts' in line
+    assert 'leave out --gpu' in refusal(capsys, train_mnist.main, '--gpu')
 
 
 def test_other_images_are_refused(run, capsys):

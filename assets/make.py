@@ -130,34 +130,28 @@ def _save(name, figure):
     files.write_whole(os.path.join(FOLDER, name), file.getvalue())
 
 
-def check(run_dir):
-    """Read all that `make` will read of a run, before anything is written. Raises cli.UserError."""
+def read(run_dir):
+    """What `make` shows of a run: test images, and the KL of every time step with the training samples seen.
+
+    Raises cli.UserError, also where its model cannot be read.
+    """
     _, config, _ = storage.load_net(run_dir, [mx.cpu()])
-    stream.images_of(config['arguments'], 'test', _NUM_IMAGES)
-    kl_table(run_dir)
-
-
-def kl_table(run_dir):
-    """What runs.log.read_kl_per_step finds. Raises storage.RunError where it finds nothing."""
     seen, kl_t = log.read_kl_per_step(run_dir)
     if not len(seen):
         raise storage.RunError(f'{run_dir} has no KL per time step in its event files')
-    return seen, kl_t
+    return stream.images_of(config['arguments'], 'test', _NUM_IMAGES), seen + samples_before(config), kl_t
 
 
-def make(run_dir, name):
-    """The model folder and the pictures of one run."""
+def make(run_dir, name, images, seen, kl_t):
+    """The model folder and the pictures of one run, of which `read` has read the rest."""
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, [mx.cpu()])
-    config = storage.read_config(run_dir)  # unlike the model folder's, it knows where the data is
     samples = list(paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES))
     render.save_gif(f'{folder}_grid.gif', paint.grid(net, samples))
     paint.write_gifs(net, samples[:_NUM_GIFS], output_dir=FOLDER, prefix=name, scale=paint.SCALE)
-    images = stream.images_of(config['arguments'], 'test', _NUM_IMAGES)
     render.save_png(f'{folder}_reconstructions.png', reconstructions(net, images))
-    seen, kl_t = kl_table(run_dir)
-    _save(f'{name}_kl.png', kl_figure(seen + samples_before(config), kl_t))
+    _save(f'{name}_kl.png', kl_figure(seen, kl_t))
 
 
 def main(argv=None):
@@ -174,10 +168,9 @@ def main(argv=None):
         runs.setdefault(name, []).append(run_dir)
     with cli.one_line(parser), style.context('default'):
         curves = curves_figure([validation_curve(run_dirs) for run_dirs in runs.values()])
-        for run_dirs in runs.values():
-            check(run_dirs[-1])
+        found = {name: read(run_dirs[-1]) for name, run_dirs in runs.items()}  # all, before anything is written
         for name, run_dirs in runs.items():
-            make(run_dirs[-1], name)
+            make(run_dirs[-1], name, *found[name])
         _save('curves.png', curves)
 
 

@@ -53,6 +53,7 @@ def train(training, images, validation_images, log, folder, stop):
     """
     args, recent, stopping = training.args, [], False
     began = logged = training.seen
+    validation_images = validation_images[:args.num_val_samples]
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
     checkpoint_freq = args.checkpoint_freq or args.val_freq
     moment = log_moment = time.perf_counter()
@@ -77,12 +78,12 @@ def train(training, images, validation_images, log, folder, stop):
             bar.set_postfix_str(f'bound {reconstruction + kl:.2f} nats, KL {kl:.2f}')
             if is_due(args.val_freq):  # also when stopping, as a run that goes on begins with the next step
                 log.gradients(training.net, training.seen)
-                validate(training, validation_images[:args.num_val_samples], log, folder, bar)
+                validate(training, validation_images, log, folder, bar)
             elif stopping or is_due(checkpoint_freq):
                 training.save_checkpoint(folder, log)
             recent, logged, log_moment = [], training.seen, time.perf_counter()
         if training.seen == began:  # no step was left of a run that goes on
-            validate(training, validation_images[:args.num_val_samples], log, folder, bar)
+            validate(training, validation_images, log, folder, bar)
     if stopping:
         training.save_params(folder, 'last')
     log.save_curves()

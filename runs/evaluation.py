@@ -32,7 +32,7 @@ class Evaluation:
     """
 
     def __init__(self, run_dir, net, images, settings):
-        self._settings = {**settings, 'images_sha256': hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+        self._settings = {**settings, 'images_sha256': hashlib.sha256(images).hexdigest(),
                           'parameters_sha256': storage.digest(net)}
         name = '-'.join(f'{key}_{value}' for key, value in settings.items() if value is not None)
         self._path = os.path.join(run_dir, 'evaluations', f'{name}.json')

@@ -175,12 +175,11 @@ class Progress(tqdm):
         self._remaining -= count
         if self._updates == 1:  # its time does not count: MXNet builds its graphs
             self._started = time.perf_counter()
-        elif self._updates == _TIMED_UPDATES and self._remaining > 0:
+        elif self._updates == _TIMED_UPDATES:
             speed = count * (_TIMED_UPDATES - 1) / (time.perf_counter() - self._started)
-            if self._remaining < speed:  # less than a second
-                return
-            self.say(f'{speed:,.0f}{self._unit}/s: about {duration(self._remaining / speed)} for the '
-                     f'{self._remaining:,}{self._unit} that remain')
+            if self._remaining >= speed:  # a second or more
+                self.say(f'{speed:,.0f}{self._unit}/s: about {duration(self._remaining / speed)} for the '
+                         f'{self._remaining:,}{self._unit} that remain')
 
     def count(self, iterable):
         """The items of an iterable, each counted."""

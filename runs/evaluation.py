@@ -41,7 +41,7 @@ class Evaluation:
         """Keep a result (a dict); returns the line that says where."""
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            files.write_whole(self._path, f'{json.dumps({**result, **self._settings}, indent=2)}\n'.encode())
+            files.write_json(self._path, {**result, **self._settings})
         except OSError as error:
             return f'Not kept: {cli.reason(error)}'
         with contextlib.suppress(FileNotFoundError):

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import glob
 import hashlib
-import json
 import math
 import os
 import platform
@@ -82,12 +81,7 @@ def _umask():
 
 def write_config(folder, config):
     """Write config.json."""
-    write_json(folder, 'config.json', config)
-
-
-def write_json(folder, name, content):
-    """Write a JSON file of the run, whole or not at all."""
-    files.write_whole(os.path.join(folder, name), f'{json.dumps(content, indent=2)}\n'.encode())
+    files.write_json(os.path.join(folder, 'config.json'), config)
 
 
 def read_config(folder):

@@ -1,4 +1,4 @@
-"""Writing files that are either whole or not there, and reading JSON files."""
+"""Writing files that are either whole or not there, and JSON files."""
 import json
 import os
 import re
@@ -45,6 +45,11 @@ def remove_unfinished(folder):
     for name in os.listdir(folder):
         if _TEMPORARY.fullmatch(name):
             os.remove(os.path.join(folder, name))
+
+
+def write_json(path, content):
+    """Write a JSON file, whole or not at all. Raises OSError."""
+    write_whole(path, f'{json.dumps(content, indent=2)}\n'.encode())
 
 
 def read_json(path, most=2 ** 20):

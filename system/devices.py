@@ -112,7 +112,7 @@ def check_parts(parser, args, num_workers=1):
 
 
 def contexts(parser, args):
-    """What --gpu, --gpus or --cpu_contexts name; ends the program with one line where there is no such GPU."""
+    """What --gpu, --gpus or --cpu_contexts name; ends the program with one line where a GPU cannot be used."""
     import mxnet as mx  # not before set_environment
     goes_on = isinstance(getattr(args, 'resume', None), str)  # a run whose config.json says --gpu
     instead = f'{"give --cpu_contexts" if goes_on else "leave out --gpu"} to use the CPU'
@@ -124,4 +124,11 @@ def contexts(parser, args):
     wanted, there = [int(number) for number in gpus.split(',')], mx.context.num_gpus()
     if max(wanted) >= there:
         parser.error(f'GPU {max(wanted)} is not there, {there} are visible (nvidia-smi); {instead}')
-    return [mx.gpu(number) for number in wanted]
+    found = [mx.gpu(number) for number in wanted]
+    for gpu in found:
+        try:
+            mx.nd.ones((1,), ctx=gpu).asnumpy()
+        except mx.MXNetError as error:  # a GPU newer than this MXNet is counted, but has no code
+            parser.error(f"MXNet, whose packages hold code for compute capability 5.0 to 8.9, cannot use GPU "
+                         f"{gpu.device_id} ({cli.last_line(error)}); {instead}")
+    return found

@@ -165,6 +165,15 @@ def test_gpus_without_cuda(workplace, capsys):
     assert 'CUDA' in refusal(capsys, train_mnist.main, '--gpus', '0,1')
 
 
+@pytest.mark.skipif(mx.runtime.Features().is_enabled('CUDA'), reason='this MXNet is built for CUDA')
+def test_gpu_that_mxnet_cannot_use(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(mx.runtime.Features, 'is_enabled', lambda self, feature: True)
+    monkeypatch.setattr(mx.context, 'num_gpus', lambda: 2)
+    line = refusal(capsys, train_mnist.main, '--gpus', '1')
+    assert 'cannot use GPU 1' in line and 'compute capability' in line and 'leave out --gpu' in line
+    assert os.listdir() == ['data']
+
+
 def test_parsers_and_mains_take_their_arguments():
     for module in (train_mnist, sample, evaluate):
         for function in (module.main, module.parse_args):

@@ -129,6 +129,6 @@ def contexts(parser, args):
         try:
             mx.nd.ones((1,), ctx=gpu).asnumpy()
         except mx.MXNetError as error:  # a GPU newer than this MXNet is counted, but has no code
-            parser.error(f"MXNet, whose packages hold code for compute capability 5.0 to 8.9, cannot use GPU "
-                         f"{gpu.device_id} ({cli.last_line(error)}); {instead}")
+            parser.error('MXNet, whose packages hold code for compute capability 5.0 to 8.9, cannot use '
+                         f'GPU {gpu.device_id} ({cli.last_line(error)}); {instead}')
     return found

@@ -147,9 +147,10 @@ def make(run_dir, name, images, seen, kl_t):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, [mx.cpu()])
-    samples = list(paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES))
-    render.save_gif(f'{folder}_grid.gif', paint.grid(net, samples))
-    paint.write_gifs(net, samples[:_NUM_GIFS], output_dir=FOLDER, prefix=name, scale=paint.SCALE)
+    render.save_gif(f'{folder}_grid.gif', paint.grid(net, paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES)))
+    # Ten at a time, as sample.py does: on some processors the last bits depend on how many are painted together.
+    samples = paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_GIFS)
+    paint.write_gifs(net, samples, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
     render.save_png(f'{folder}_reconstructions.png', reconstructions(net, images))
     _save(f'{name}_kl.png', kl_figure(seen, kl_t))
 

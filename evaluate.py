@@ -38,7 +38,8 @@ def parse_args(parser, argv=None):
     add('--num_importance_samples', '-k', type=cli.count, metavar='K',
         help='also the importance-weighted bound with K draws of z per image, and the bound as their mean')
     add('--num_images', '-n', type=cli.count, metavar='N', help='the first N images of the split instead of all')
-    add('--batch_size', '-b', type=cli.count, metavar='N', default=100, help='images at a time; changes no result')
+    add('--batch_size', '-b', type=cli.count, metavar='N', default=100,
+        help='images at a time; changes the last bits of a result at most')
     add('--seed', type=cli.seed, metavar='N', default=0, help='of the noise')
     add('--data_dir', type=cli.text, metavar='DIR', help="folder of the MNIST files; the run's if not given")
     add('--resume', action='store_true', help='go on with this evaluation where it was stopped')

@@ -43,7 +43,8 @@ class Evaluator:
         Initialized on `contexts`; its parameters at the time of a call count.
     contexts : list of mxnet.Context
     batch_size : int
-        Images at a time, of all workers together. Changes no result: every image has noise of its own.
+        Images at a time, of all workers together. As every image has noise of its own, it changes the last bits of a
+        result at most.
     group : distributed.workers.Alone, optional
     """
 

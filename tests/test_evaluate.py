@@ -116,7 +116,7 @@ def test_log_weight_is_that_of_the_equations():
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 5, 8])
-def test_batch_size_changes_no_result(batch_size):
+def test_batch_size_changes_last_bits_at_most(batch_size):
     net = make_net(ARGUMENTS)
     expected = bounds(net, IMAGES, 0, num_draws=3)
     actual = bounds(net, IMAGES, 0, num_draws=3, batch_size=batch_size)

@@ -27,7 +27,7 @@ def generator(seed, purpose, position=0):
 def noise(seed, purpose, first, size, num_steps, latent_dim):
     """Standard normal eps, shape (num_steps, size, latent_dim), for the images first .. first + size - 1.
 
-    Every image has noise of its own, so that nothing depends on the batch, or on the part of it, that it is in.
+    Every image has noise of its own, whatever batch, or part of it, it is in.
 
     Parameters
     ----------

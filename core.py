@@ -4,12 +4,7 @@ Equation numbers are those of Gregor, Danihelka, Graves, Rezende and Wierstra, 2
 
 Letters: T steps, N x N filters, A = image width, B = image height (so the batch axis is spelled `batch`).
 An image is a row of height * width numbers, row by row. A window is the five numbers of Eqn. 21 in the paper's
-order: (g~_X, g~_Y, log sigma^2, log delta~, log gamma), sigma^2 being the variance of the Gaussian filters.
-
-Fast operators of MXNet 1.9.1 are chosen on purpose: `Activation` runs in oneDNN where `F.sigmoid` and `F.tanh`
-are scalar loops, and a product with ones (`_expand`) has a matrix product for a backward pass where `broadcast_*`
-has a slow reduction. `FullyConnected` is the faster product with weights, `dot` with the constants of the filters.
-There is no 2-D `concat` inside the recurrence: it leaks memory under autograd.
+order: (g~_X, g~_Y, log sigma^2, log delta~, log gamma), where sigma^2 is the variance of the Gaussian filters.
 """
 import system  # noqa: F401  (before mxnet)
 
@@ -18,18 +13,9 @@ from mxnet import init, nd
 from mxnet.gluon import HybridBlock, nn
 
 STATIC = {'static_alloc': True, 'static_shape': True}  # for hybridize; one forward pass per record(), see DRAW
-# Far beyond what trained windows use; without them exp() overflows, and inf * 0 is nan.
-_LOG_SIGMA2_LIMITS = {'a_min': -20, 'a_max': 20}
-_LOG_DELTA_LIMITS = {'a_min': -20, 'a_max': 12}  # up to e^12 all a - mu of 200 pixels differ in float32
-
-
-def _columns(F, x, begin, end):
-    return F.slice_axis(x, axis=1, begin=begin, end=end)
-
-
-def _expand(F, x, size):
-    """x repeated along axis 1: (batch, 1) -> (batch, size)."""
-    return F.dot(x, F.ones((1, size)))
+# Far beyond the windows of trained models. Without limits exp() overflows, and inf * 0 is nan.
+_LOG_SIGMA2_LIMITS = -20, 20
+_LOG_DELTA_LIMITS = -20, 12  # up to e^12 all a - mu of 200 pixels differ in float32
 
 
 def _dense(units, in_units=0, use_bias=True, bias=0., factor_type='avg'):
@@ -38,38 +24,35 @@ def _dense(units, in_units=0, use_bias=True, bias=0., factor_type='avg'):
 
 
 def filter_centres(F, params, filter_size, image_shape):
-    """Where the Gaussian filters of an attention window stand, and how wide they are, Eqns. 19-24 (Sec. 3.2).
+    """Centres and variance of the Gaussian filters of an attention window, Eqns. 19-24 (Sec. 3.2).
 
     Parameters
     ----------
     params : NDArray or Symbol, windows, (batch, 5)
-    filter_size : int, N; with 1 the stride (Eqn. 24) has no meaning and the only filter stands at the centre
+    filter_size : int, N; a single filter stands at the window's centre, and the stride (Eqn. 24) has no effect
     image_shape : tuple of int, (height, width)
 
     Returns
     -------
-    mu_X, mu_Y : each (batch, N), in pixels, of which the first is 1
-    sigma2 : (batch, 1), variance, in pixels^2
+    mu_X, mu_Y : each (batch, N), in pixels, counted from 1
+    sigma2 : (batch, 1), in pixels^2
     """
-    N, (height, width) = filter_size, image_shape
-    g_x, g_y, log_sigma2, log_delta = (_columns(F, params, k, k + 1) for k in range(4))  # each (batch, 1)
-    stride = (max(width, height) - 1) / max(N - 1, 1)
-    delta = stride * F.exp(F.clip(log_delta, **_LOG_DELTA_LIMITS))                       # Eqn. 24
-    i = F.arange(0.5 - N / 2, N / 2)                                                     # i - N/2 - 0.5 for i = 1..N
-    offsets = F.dot(delta, F.reshape(i, (1, N)))                                         # (batch, N)
-    mu_x, mu_y = (_expand(F, (length + 1) / 2 * (g + 1), N) + offsets                    # Eqns. 19-20, 22-23
-                  for g, length in ((g_x, width), (g_y, height)))
-    return mu_x, mu_y, F.exp(F.clip(log_sigma2, **_LOG_SIGMA2_LIMITS))
+    N, (B, A) = filter_size, image_shape
+    g_x, g_y, log_sigma2, log_delta, _ = F.split(params, num_outputs=5, axis=1)          # each (batch, 1)
+    g_x, g_y = (A + 1) / 2 * (g_x + 1), (B + 1) / 2 * (g_y + 1)                          # Eqns. 22-23
+    delta = (max(A, B) - 1) / max(N - 1, 1) * F.exp(F.clip(log_delta, *_LOG_DELTA_LIMITS))       # Eqn. 24
+    i = F.reshape(F.arange(1, N + 1), (1, N))
+    offsets = F.broadcast_mul(delta, i - N / 2 - 0.5)                                    # (batch, N)
+    mu_x, mu_y = F.broadcast_add(g_x, offsets), F.broadcast_add(g_y, offsets)            # Eqns. 19-20
+    return mu_x, mu_y, F.exp(F.clip(log_sigma2, *_LOG_SIGMA2_LIMITS))
 
 
 def filterbank(F, params, filter_size, image_shape):
     """Gaussian filters of an attention window, Eqns. 19-26 (Sec. 3.2).
 
-    A bank is a softmax over the pixels, which is Eqns. 25-26 with the exact normalisers Z: every row sums to 1 and
-    nothing divides by zero, also for a window far outside the image. log sigma^2 is clipped to [-20, 20] and
-    log delta~ to [-20, 12], so that exp() stays finite.
-
-    The parameters are those of `filter_centres`.
+    A softmax over the pixels computes Eqns. 25-26 with the exact normalisers Z: every filter sums to 1, even those of
+    a window far outside the image. log sigma^2 is clipped to [-20, 20] and log delta~ to [-20, 12], so that exp()
+    stays finite. Parameters: those of `filter_centres`.
 
     Returns
     -------
@@ -77,23 +60,22 @@ def filterbank(F, params, filter_size, image_shape):
     F_y : (batch, N, height), vertical filters
     gamma : (batch, 1), intensity
     """
-    N, (height, width) = filter_size, image_shape
-    mu_x, mu_y, sigma2 = filter_centres(F, params, N, image_shape)
+    (B, A), log_gamma = image_shape, F.slice_axis(params, axis=1, begin=4, end=5)
+    mu_x, mu_y, sigma2 = filter_centres(F, params, filter_size, image_shape)
 
     def bank(mu, length):
-        distance = F.FullyConnected(F.reshape(mu, (-1, 1)), F.full((length, 1), -1.), F.arange(1, length + 1),
-                                    num_hidden=length)                                   # (batch * N, length): a - mu
-        squares = F.reshape(F.square(distance), (-1, N * length))
-        logits = F.reshape(squares * _expand(F, -0.5 / sigma2, N * length), (-1, N, length))
-        return F.softmax(logits, axis=-1)                                                # Eqns. 25-26, divided by Z
+        a = F.reshape(F.arange(1, length + 1), (1, 1, length))
+        distance = F.broadcast_sub(a, F.expand_dims(mu, axis=2))                         # (batch, N, length)
+        logits = F.broadcast_div(F.square(distance), F.expand_dims(-2 * sigma2, axis=2))
+        return F.softmax(logits, axis=2)                                                 # Eqns. 25-26
 
-    return bank(mu_x, width), bank(mu_y, height), F.exp(_columns(F, params, 4, 5))
+    return bank(mu_x, A), bank(mu_y, B), F.exp(log_gamma)
 
 
 class AttentionWindow(HybridBlock):
-    """What selective attention shares: N, the image's shape, and the map from h_dec to the window (Eqn. 21).
+    """Base of the blocks with attention: N, the image's shape, and the linear map from h_dec to the window (Eqn. 21).
 
-    The bias of that map starts as `_first_window`: filters so wide that neighbours overlap and see where to move.
+    The map's bias starts at `_first_window`: filters wide enough to overlap, so that gradients show where to move.
 
     Parameters
     ----------
@@ -114,42 +96,37 @@ class NoAttentionRead(HybridBlock):
     """The whole image and the whole error image: r_t = [x, x_hat_t] (Eqn. 17).
 
     Inputs:
-        - **x**, **mean**: images, and sigmoid(c_{t-1}), what the canvas says of them so far, (batch, height * width).
-        - **h_dec**: h_dec_{t-1}, (batch, units); not used.
+        - **x**, **x_hat**: images and error images, (batch, height * width).
+        - **h_dec**: h_dec_{t-1}, (batch, units); not used here.
 
     Outputs:
-        - x_hat_t, (batch, height * width), and no window (None). The other half of r_t is x.
+        - x_hat_t, and None for the window. The other half of r_t is x, which DRAW multiplies once for all steps.
     """
 
-    whole = True  # x is the same at every step: DRAW multiplies it once, before the first
-
-    def hybrid_forward(self, F, x, mean, h_dec):
-        return x - mean, None                                                            # Eqn. 3
+    def hybrid_forward(self, F, x, x_hat, h_dec):
+        return x_hat, None
 
 
 class SelectiveAttentionRead(AttentionWindow):
     """N x N glimpses of the image and of the error image: r_t = gamma [F_y x F_x^T, F_y x_hat F_x^T] (Eqn. 27).
-    The parameters are those of `AttentionWindow`.
-
-    Inputs:
-        - **x**, **mean**: images, and sigmoid(c_{t-1}), what the canvas says of them so far, (batch, height * width).
-        - **h_dec**: h_dec_{t-1}, (batch, units).
+    Parameters: those of `AttentionWindow`. Inputs: those of `NoAttentionRead`.
 
     Outputs:
-        - r_t, the glimpse of x and then that of x_hat_t, (batch, 2 * N * N), and the window (batch, 5).
+        - r_t, (batch, 2 * N * N), and the window, (batch, 5).
     """
 
-    whole = False
     _first_window = 0, 0, 2.5, -1, 0
 
-    def hybrid_forward(self, F, x, mean, h_dec):
-        N, window = self.filter_size, self.window(h_dec)                                 # Eqn. 21
-        F_x, F_y, gamma = filterbank(F, window, N, self.image_shape)
-        rows_x, rows_mean = (F.batch_dot(F_y, F.reshape(image, (-1,) + self.image_shape)) for image in (x, mean))
-        # Eqn. 3 after the filters, which are linear: N rows are subtracted, not B.
-        rows = F.reshape(F.stack(rows_x, rows_x - rows_mean, axis=1), (0, -3, 0))        # (batch, 2N, A)
-        r = F.batch_dot(rows, F_x, transpose_b=True)                                     # (batch, 2N, N), Eqn. 27
-        return F.reshape(r, (-1, 2 * N * N)) * _expand(F, gamma, 2 * N * N), window
+    def hybrid_forward(self, F, x, x_hat, h_dec):
+        window = self.window(h_dec)                                                      # Eqn. 21
+        F_x, F_y, gamma = filterbank(F, window, self.filter_size, self.image_shape)
+
+        def glimpse(image):
+            rows = F.batch_dot(F_y, F.reshape(image, (-1, *self.image_shape)))           # (batch, N, A)
+            return F.batch_dot(rows, F_x, transpose_b=True)                              # (batch, N, N)
+
+        glimpses = F.stack(glimpse(x), glimpse(x_hat), axis=1)  # a 2-D concat leaks memory under autograd
+        return F.broadcast_mul(gamma, F.flatten(glimpses)), window                       # Eqn. 27
 
 
 class NoAttentionWrite(HybridBlock):
@@ -163,7 +140,7 @@ class NoAttentionWrite(HybridBlock):
         - **h_dec**: h_dec_t, (batch, units).
 
     Outputs:
-        - what is added to the canvas, (batch, height * width), and no window (None).
+        - what is added to the canvas, (batch, height * width), and None for the window.
     """
 
     def __init__(self, image_shape, **kwargs):
@@ -178,13 +155,10 @@ class NoAttentionWrite(HybridBlock):
 
 class SelectiveAttentionWrite(AttentionWindow):
     """An N x N patch put through the transposed filters: 1/gamma^ F_y^T w_t F_x (Eqns. 28-29).
-    The parameters are those of `AttentionWindow`.
-
-    Inputs:
-        - **h_dec**: h_dec_t, (batch, units).
+    Parameters: those of `AttentionWindow`. Inputs: those of `NoAttentionWrite`.
 
     Outputs:
-        - what is added to the canvas, (batch, height * width), and the window (batch, 5).
+        - what is added to the canvas, (batch, height * width), and the window, (batch, 5).
     """
 
     _first_window = 0, 0, 2.2, 0, 0
@@ -197,27 +171,23 @@ class SelectiveAttentionWrite(AttentionWindow):
     def hybrid_forward(self, F, h_dec):
         N, window = self.filter_size, self.window(h_dec)                                 # Eqn. 21
         F_x, F_y, gamma = filterbank(F, window, N, self.image_shape)
-        patch = self.patch(h_dec) * _expand(F, 1 / gamma, N * N)                         # Eqn. 28, with the 1/gamma^
-        rows = F.batch_dot(F.reshape(patch, (-1, N, N)), F_x)                            # (batch, N, A)
-        image = F.batch_dot(F_y, rows, transpose_a=True)                                 # (batch, B, A), Eqn. 29
-        return F.flatten(image), window                                                  # (batch, B * A)
+        w = F.reshape(F.broadcast_div(self.patch(h_dec), gamma), (-1, N, N))             # w_t / gamma^, Eqn. 28
+        image = F.batch_dot(F_y, F.batch_dot(w, F_x), transpose_a=True)                  # (batch, B, A), Eqn. 29
+        return F.flatten(image), window
 
 
-def lstm(F, gates, c, num_units):
-    """One step of an LSTM with forget gates; returns the next h and c, each (batch, num_units).
+def lstm(F, gates, c):
+    """One step of an LSTM with forget gates: the next h and c, each (batch, units).
 
-    `gates`, (batch, 4 * num_units), are the sums of all products: input, forget and output gate, candidate.
+    `gates`, (batch, 4 * units), are the sums of all products, for input, forget and output gate and candidate.
     """
-    # Slices of the gates and then four nonlinearities: slices of slices would copy three gates twice.
-    input_gate, forget_gate, output_gate, candidate = (
-        F.Activation(_columns(F, gates, k * num_units, (k + 1) * num_units), act_type=act_type)
-        for k, act_type in enumerate(('sigmoid', 'sigmoid', 'sigmoid', 'tanh')))
-    c = forget_gate * c + input_gate * candidate
-    return output_gate * F.Activation(c, act_type='tanh'), c
+    i, f, o, g = F.split(gates, num_outputs=4, axis=1)  # F.Activation is much faster on the CPU than F.sigmoid
+    c = F.Activation(f, 'sigmoid') * c + F.Activation(i, 'sigmoid') * F.Activation(g, 'tanh')
+    return F.Activation(o, 'sigmoid') * F.Activation(c, 'tanh'), c
 
 
 class DRAW(HybridBlock):
-    """The DRAW network, Eqns. 1-8: given x and eps a deterministic function, for any batch size.
+    """The DRAW network, Eqns. 1-8: a deterministic function of x and eps, for any batch size.
 
     The canvas starts at zero and is not learned; the initial h and c of both LSTMs are. Hybridize with `STATIC` for
     speed; then run one forward pass per `autograd.record()`, since MXNet 1.9.1 returns wrong gradients for two.
@@ -240,31 +210,30 @@ class DRAW(HybridBlock):
         - **mu**, **log_sigma**: means and logarithms of the standard deviations of q(z_t | x), each
           (num_steps, batch, latent_dim).
 
-    Raises ValueError for a size below 1, and for inputs whose shapes do not fit.
+    Raises ValueError for sizes out of range, blocks for another image shape, and inputs whose shapes do not fit.
     """
 
     def __init__(self, read, write, image_shape, num_steps, num_recurrent_units, latent_dim, **kwargs):
         super().__init__(**kwargs)
-        names = 'height', 'width', 'num_steps', 'num_recurrent_units', 'latent_dim'
-        for name, size in zip(names, (*image_shape, num_steps, num_recurrent_units, latent_dim)):
-            if size < 1:
-                raise ValueError(f'{name} must be at least 1, not {size}')
         self.image_shape, self.num_steps, self.latent_dim = tuple(image_shape), num_steps, latent_dim
-        self._num_pixels, self._num_units = image_shape[0] * image_shape[1], num_recurrent_units
+        self._num_pixels = image_shape[0] * image_shape[1]
+        if min(*image_shape, num_steps, num_recurrent_units, latent_dim) < 1 or self._num_pixels >= 2 ** 31:
+            raise ValueError('sizes must be at least 1, and images have fewer than 2^31 pixels: '
+                             f'{image_shape=}, {num_steps=}, {num_recurrent_units=}, {latent_dim=}')
         units, num_gates = num_recurrent_units, 4 * num_recurrent_units
         for block in (read, write):
             if getattr(block, 'image_shape', self.image_shape) != self.image_shape:
                 raise ValueError(f'a block for {block.image_shape} images in a network for {self.image_shape}')
-            for parameter in block.collect_params().values():
-                if 0 in parameter.shape:  # the weight of a map from h_dec
-                    parameter.shape = parameter.shape[0], units
+            for layer in block._children.values():  # the maps from h_dec
+                layer.infer_shape(nd.zeros((1, units)))
         with self.name_scope():
             self.read, self.write = read, write
-            if read.whole:
+            if isinstance(read, NoAttentionRead):
                 self.r_to_enc = _dense(num_gates, self._num_pixels)
                 self.x_to_enc = _dense(num_gates, self._num_pixels, use_bias=False)
-            else:  # by the inputs alone: the average with the outputs would mute so few
+            else:  # scaled by the inputs alone: there are few, and averaging with the outputs would mute them
                 self.r_to_enc = _dense(num_gates, 2 * read.filter_size ** 2, factor_type='in')
+                self.x_to_enc = None
             self.h_dec_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_enc = _dense(num_gates, units, use_bias=False)
             self.h_enc_to_q = _dense(2 * latent_dim, units)
@@ -274,7 +243,7 @@ class DRAW(HybridBlock):
                 setattr(self, state, self.params.get(state, shape=(1, units), init=init.Zero()))
 
     def hybridize(self, active=True, **kwargs):
-        """Compile the whole network as one graph; `generate` and `reconstruct` call its parts as they are."""
+        """Compile the whole network as one graph; its parts stay imperative for `generate` and `reconstruct`."""
         super().hybridize(active, **kwargs)
         for child in self._children.values():
             child.hybridize(False)
@@ -285,11 +254,8 @@ class DRAW(HybridBlock):
         return super().forward(x, *args)
 
     def hybrid_forward(self, F, x, eps, h_enc_0, c_enc_0, h_dec_0, c_dec_0):
-        steps = self._unroll(F, eps, (h_enc_0, c_enc_0, h_dec_0, c_dec_0), x)
-        q = F.stack(*(step['q'] for step in steps), axis=0)                              # (T, batch, 2 * latent_dim)
-        mu, log_sigma = (F.slice_axis(q, axis=2, begin=k * self.latent_dim, end=(k + 1) * self.latent_dim)
-                         for k in range(2))
-        return steps[-1]['canvas'], mu, log_sigma
+        canvases, mu, log_sigma, *_ = self._unroll(F, eps, (h_enc_0, c_enc_0, h_dec_0, c_dec_0), x)
+        return canvases[-1], F.stack(*mu, axis=0), F.stack(*log_sigma, axis=0)
 
     def generate(self, eps):
         """Samples from the model: z_t = eps_t, from the prior N(0, 1) (Sec. 2.3).
@@ -303,64 +269,57 @@ class DRAW(HybridBlock):
         canvases : c_0 .. c_T, logits, (num_steps + 1, batch, height * width)
         write_windows : (num_steps, batch, 5), or None without attention
         """
-        canvases, write_windows, _ = self._paint(eps)
-        return canvases, write_windows
+        return self._paint(eps)[:2]
 
     def reconstruct(self, x, eps):
         """Reconstructions of x: z_t from q(z_t | x).
 
         Parameters
         ----------
-        x : NDArray, images, (batch, height * width), values in [0, 1]
-        eps : NDArray, standard normal noise, (num_steps, batch, latent_dim)
+        x, eps : NDArray, the network's inputs
 
         Returns
         -------
-        canvases : c_0 .. c_T, logits, (num_steps + 1, batch, height * width)
-        write_windows, read_windows : each (num_steps, batch, 5), or None without attention
+        canvases, write_windows : as of `generate`
+        read_windows : (num_steps, batch, 5), or None without attention
         """
         return self._paint(eps, x)
 
     def _paint(self, eps, x=None):
         self._check(eps, x)
-        with eps.context:  # the constants of the filter banks are made on the context in force
-            initial = [getattr(self, name).data() for name in ('h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0')]
-            steps = self._unroll(nd, eps, initial, x)
-            canvases = nd.stack(nd.zeros_like(steps[0]['canvas']), *(step['canvas'] for step in steps))
-            return canvases, *(None if steps[0].get(key) is None else nd.stack(*(step[key] for step in steps))
-                               for key in ('write_window', 'read_window'))
+        with eps.context:  # for the parameters and for constants like F.arange
+            initial = [parameter.data() for parameter in (self.h_enc_0, self.c_enc_0, self.h_dec_0, self.c_dec_0)]
+            canvases, _, _, read_windows, write_windows = self._unroll(nd, eps, initial, x)
+            return (nd.stack(nd.zeros_like(canvases[0]), *canvases),
+                    *(None if windows[0] is None else nd.stack(*windows) for windows in (write_windows, read_windows)))
 
     def _unroll(self, F, eps, initial, x=None):
-        """The T steps for training, reconstruction and (without x) generation; a list of what `_step` returns."""
-        eps_t = [F.reshape(F.slice_axis(eps, axis=0, begin=t, end=t + 1), (-3, 0))       # (batch, latent_dim)
-                 for t in range(self.num_steps)]
-        rows = *initial, F.zeros((1, self._num_pixels))                                  # (1, n) -> (batch, n)
-        state = {name: F.broadcast_like(row, eps_t[0], lhs_axes=(0,), rhs_axes=(0,))
-                 for name, row in zip(('h_enc', 'c_enc', 'h_dec', 'c_dec', 'canvas'), rows)}
-        x_gates = () if x is None or not self.read.whole else (self.x_to_enc(x),)
-        steps = [state]
+        """The T steps of training, reconstruction and (without x) generation; a tuple of T for each output."""
+        state = [F.broadcast_like(row, eps, lhs_axes=(0,), rhs_axes=(1,))                # (1, n) -> (batch, n)
+                 for row in (*initial, F.zeros((1, self._num_pixels)))]
+        x_gates = () if x is None or self.x_to_enc is None else (self.x_to_enc(x),)      # the same at every step
+        outputs = []
         for t in range(self.num_steps):
-            steps.append(self._step(F, steps[-1], eps_t[t], x, x_gates))
-        return steps[1:]
+            eps_t = F.squeeze(F.slice_axis(eps, axis=0, begin=t, end=t + 1), axis=0)     # (batch, latent_dim)
+            state, output = self._step(F, state, eps_t, x, x_gates)
+            outputs.append(output)
+        return zip(*outputs)
 
-    def _step(self, F, state, eps, x=None, x_gates=()):
+    def _step(self, F, state, eps, x, x_gates):
         """One step of the recurrence; without x, z_t is drawn from the prior and the encoder is not used."""
-        state, h_dec, canvas = dict(state), state['h_dec'], state['canvas']
-        z = eps                                                                          # Sec. 2.3
+        h_enc, c_enc, h_dec, c_dec, canvas = state
+        z, mu, log_sigma, read_window = eps, None, None, None                            # Sec. 2.3
         if x is not None:
-            mean = F.Activation(canvas, act_type='sigmoid')
-            r, state['read_window'] = self.read(x, mean, h_dec)                          # Eqns. 3-4
-            gates = F.add_n(self.r_to_enc(r), self.h_dec_to_enc(h_dec), self.h_enc_to_enc(state['h_enc']), *x_gates)
-            state['h_enc'], state['c_enc'] = lstm(F, gates, state['c_enc'], self._num_units)     # Eqn. 5
-            state['q'] = self.h_enc_to_q(state['h_enc'])
-            mu = _columns(F, state['q'], 0, self.latent_dim)                             # Eqn. 1
-            sigma = F.exp(_columns(F, state['q'], self.latent_dim, 2 * self.latent_dim))         # Eqn. 2
-            z = mu + sigma * eps                                                         # Eqn. 6
-        gates = self.z_to_dec(z) + self.h_dec_to_dec(h_dec)
-        state['h_dec'], state['c_dec'] = lstm(F, gates, state['c_dec'], self._num_units)         # Eqn. 7
-        image, state['write_window'] = self.write(state['h_dec'])
-        state['canvas'] = canvas + image                                                 # Eqn. 8
-        return state
+            x_hat = x - F.Activation(canvas, 'sigmoid')                                  # Eqn. 3
+            r, read_window = self.read(x, x_hat, h_dec)                                  # Eqn. 4
+            gates = F.add_n(self.r_to_enc(r), *x_gates, self.h_dec_to_enc(h_dec), self.h_enc_to_enc(h_enc))
+            h_enc, c_enc = lstm(F, gates, c_enc)                                         # Eqn. 5
+            mu, log_sigma = F.split(self.h_enc_to_q(h_enc), num_outputs=2, axis=1)       # Eqns. 1-2
+            z = mu + F.exp(log_sigma) * eps                                              # Eqn. 6
+        h_dec, c_dec = lstm(F, self.z_to_dec(z) + self.h_dec_to_dec(h_dec), c_dec)       # Eqn. 7
+        image, write_window = self.write(h_dec)
+        canvas = canvas + image                                                          # Eqn. 8
+        return (h_enc, c_enc, h_dec, c_dec, canvas), (canvas, mu, log_sigma, read_window, write_window)
 
     def _check(self, eps, x=None):
         if eps.ndim != 3 or eps.shape[::2] != (self.num_steps, self.latent_dim):
@@ -370,10 +329,10 @@ class DRAW(HybridBlock):
 
 
 def kl_per_step(F, mu, log_sigma):
-    """KL(q(z_t | x) || N(0, 1)) of every step, over all latent dimensions, in nats, (num_steps, batch) (Eqn. 11).
+    """KL(q(z_t | x) || N(0, 1)) of every step (Eqn. 11), summed over the latent dimensions: (num_steps, batch), nats.
 
-    mu and log_sigma are (num_steps, batch, latent_dim); F may be numpy too. The constant of Eqn. 11 is written for a
-    scalar z_t; here it is 1/2 per latent dimension.
+    mu and log_sigma are (num_steps, batch, latent_dim); F may be numpy. Eqn. 11 gives the constant of a scalar z_t;
+    here it is 1/2 per latent dimension.
     """
     return 0.5 * F.sum(F.square(mu) + F.exp(2 * log_sigma) - 2 * log_sigma - 1, axis=2)
 
@@ -395,6 +354,6 @@ class DRAWLoss(HybridBlock):
 
     def hybrid_forward(self, F, canvas, mu, log_sigma, x):
         # Eqn. 9 from logits, log(1 + e^c) - x c, which neither overflows nor takes the log of a rounded 0.
-        reconstruction = F.sum(F.Activation(canvas, act_type='softrelu') - x * canvas, axis=1)
+        reconstruction = F.sum(F.Activation(canvas, 'softrelu') - x * canvas, axis=1)
         kl = F.sum(kl_per_step(F, mu, log_sigma), axis=0)                                # Eqn. 11
         return reconstruction, kl

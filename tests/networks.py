@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
-from core import DRAW, NoAttentionRead, NoAttentionWrite, SelectiveAttentionRead, SelectiveAttentionWrite
+from core import DRAW, STATIC, NoAttentionRead, NoAttentionWrite, SelectiveAttentionRead, SelectiveAttentionWrite
 
 SHAPE = (5, 7)  # height, width
 PIXELS = SHAPE[0] * SHAPE[1]
@@ -15,24 +15,27 @@ NO_ATTENTION = {'read_size': None, 'write_size': None}
 MODELS = [pytest.param(ATTENTION, id='attention'), pytest.param(NO_ATTENTION, id='no attention')]
 MIXED = [pytest.param({'read_size': 2, 'write_size': None}, id='attention read only'),
          pytest.param({'read_size': None, 'write_size': 3}, id='attention write only')]
-STATIC = {'static_alloc': True, 'static_shape': True}
-MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'),
-         pytest.param(STATIC, id='static')]
+MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'), pytest.param(STATIC, id='static')]
 
 
-def build(sizes, image_shape=SHAPE, num_steps=T, units=UNITS, latent_dim=LATENT):
-    """A network with None for 'without attention', as in the oracle."""
+def define(sizes, image_shape=SHAPE, num_steps=T, units=UNITS, latent_dim=LATENT):
+    """A network that is not initialized. A size of None means 'without attention', as in the oracle."""
     read_size, write_size = sizes['read_size'], sizes['write_size']
     read = NoAttentionRead() if read_size is None else SelectiveAttentionRead(read_size, image_shape)
     write = (NoAttentionWrite(image_shape) if write_size is None
              else SelectiveAttentionWrite(write_size, image_shape))
-    net = DRAW(read, write, image_shape, num_steps, units, latent_dim)
+    return DRAW(read, write, image_shape, num_steps, units, latent_dim)
+
+
+def build(*args, **kwargs):
+    """What `define` returns, with initial parameters."""
+    net = define(*args, **kwargs)
     net.initialize()
     return net
 
 
 def parameter_shapes(sizes, image_shape=SHAPE, units=UNITS, latent_dim=LATENT):
-    """Name and shape of every parameter the network must have, and no other."""
+    """{name: shape} of all parameters that the network must have."""
     pixels = image_shape[0] * image_shape[1]
     read_size, write_size = sizes['read_size'], sizes['write_size']
     r = pixels if read_size is None else 2 * read_size ** 2
@@ -59,7 +62,7 @@ def parameter_shapes(sizes, image_shape=SHAPE, units=UNITS, latent_dim=LATENT):
 
 
 def random_parameters(sizes, seed=0, **dimensions):
-    """Non-zero values for every parameter, float32 numbers held in float64."""
+    """Random values for every parameter, float32 numbers held in float64."""
     rng = np.random.RandomState(seed)
     return {name: rng.normal(scale=0.4, size=shape).astype(np.float32).astype(np.float64)
             for name, shape in parameter_shapes(sizes, **dimensions).items()}
@@ -70,9 +73,9 @@ def set_parameters(net, params):
         parameter.set_data(mx.nd.array(params[name]))
 
 
-def build_random(sizes, seed=0, hybridize=None):
-    """A network and the parameters it was given. `hybridize`: None to stay imperative, else the options."""
-    net, params = build(sizes), random_parameters(sizes, seed)
+def build_random(sizes, seed=0, hybridize=None, num_steps=T):
+    """A network and its random parameters. `hybridize`: the options, or None for an imperative network."""
+    net, params = build(sizes, num_steps=num_steps), random_parameters(sizes, seed)
     set_parameters(net, params)
     if hybridize is not None:
         net.hybridize(**hybridize)
@@ -102,7 +105,7 @@ def assert_same(actual, expected, rtol=1e-4, atol=1e-5, message=''):
 
 
 def train_forward_backward(net, loss, x, eps):
-    """Outputs and losses as NumPy, with the gradient of the summed bound left in the parameters."""
+    """Outputs and losses as NumPy arrays; leaves the gradient of the summed bound in the parameters."""
     x, eps = to_nd(x, eps)
     with autograd.record():
         outputs = net(x, eps)

@@ -22,6 +22,7 @@ from networks import (
     assert_same,
     build,
     build_random,
+    define,
     gradients,
     parameter_shapes,
     random_inputs,
@@ -34,10 +35,11 @@ from networks import (
 # The network and the loss against the equations
 
 
+@pytest.mark.parametrize('num_steps, batch', [(T, BATCH), (1, 1)])
 @pytest.mark.parametrize('sizes', MODELS + MIXED)
-def test_forward_equals_the_equations(sizes):
-    net, params = build_random(sizes)
-    x, eps = random_inputs()
+def test_forward_equals_the_equations(sizes, num_steps, batch):
+    net, params = build_random(sizes, num_steps=num_steps)
+    x, eps = random_inputs(batch, num_steps=num_steps)
     expected = oracle.forward(params, x, eps, SHAPE, **sizes)
     expected_loss = oracle.loss(expected['canvas'], expected['mu'], expected['log_sigma'], x)
 
@@ -51,10 +53,9 @@ def test_forward_equals_the_equations(sizes):
 
 @pytest.mark.parametrize('sizes', MODELS + MIXED)
 def test_parameter_names_and_shapes(sizes):
-    net = build(sizes)
-    net(*to_nd(*random_inputs()))
-    actual = {name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
-    assert actual == parameter_shapes(sizes)
+    """Known before the network is initialized."""
+    parameters = define(sizes)._collect_params_with_prefix()
+    assert {name: parameter.shape for name, parameter in parameters.items()} == parameter_shapes(sizes)
 
 
 @pytest.mark.parametrize('sizes', MODELS)
@@ -64,20 +65,17 @@ def test_gradient_equals_finite_differences_of_the_equations(sizes):
     train_forward_backward(net, DRAWLoss(), x, eps)
     rng = np.random.RandomState(7)
 
-    def bound():
+    def bound(values, entry, value):
+        start, values[entry] = values[entry], value
         outputs = oracle.forward(params, x, eps, SHAPE, **sizes)
-        reconstruction, kl = oracle.loss(outputs['canvas'], outputs['mu'], outputs['log_sigma'], x)
-        return reconstruction.sum() + kl.sum()
+        values[entry] = start
+        return np.sum(oracle.loss(outputs['canvas'], outputs['mu'], outputs['log_sigma'], x))
 
     step = 1e-4
     for name, gradient in gradients(net).items():
+        values = params[name].reshape(-1)  # a view: `bound` changes params
         for entry in rng.choice(gradient.size, size=min(5, gradient.size), replace=False):
-            values, start = params[name].reshape(-1), params[name].reshape(-1)[entry]
-            values[entry] = start + step
-            above = bound()
-            values[entry] = start - step
-            below = bound()
-            values[entry] = start
+            above, below = (bound(values, entry, values[entry] + change) for change in (step, -step))
             np.testing.assert_allclose(
                 gradient.reshape(-1)[entry], (above - below) / (2 * step), rtol=1e-3,
                 atol=1e-4 * np.abs(gradient).max(), err_msg=f'{name}, entry {entry}')
@@ -134,8 +132,23 @@ def gaussian_row(*squared_distances, variance):
     return [value / sum(values) for value in values]
 
 
-def check_tiny_filterbank(filterbank_of):
-    """Means worked out by hand for a 2 x 3 image and N = 2, where (max(A, B) - 1) / (N - 1) = 2.
+def of_arrays(params, N, image_shape):
+    return [array.asnumpy() for array in filterbank(mx.nd, mx.nd.array(params), N, image_shape)]
+
+
+def of_symbols(params, N, image_shape):
+    outputs = mx.sym.Group(filterbank(mx.sym, mx.sym.var('params'), N, image_shape))
+    return [array.asnumpy() for array in outputs.bind(mx.cpu(), {'params': mx.nd.array(params)}).forward()]
+
+
+def of_oracle(params, N, image_shape):
+    F_x, F_y, gamma = zip(*(oracle.filterbank(window, N, image_shape) for window in params))
+    return F_x, F_y, np.reshape(gamma, (-1, 1))
+
+
+@pytest.mark.parametrize('filterbank_of', [of_arrays, of_symbols, of_oracle])
+def test_filterbank_by_hand(filterbank_of):
+    """A 2 x 3 image and N = 2, where (max(A, B) - 1) / (N - 1) = 2.
 
     First window: g_X = 2, g_Y = 1.5, delta = 2: mu_X = 1, 3 and mu_Y = 0.5, 2.5; sigma^2 = 1.
     Second: g_X = 2 * 1.5, g_Y = 1.5 * 0.5, delta = 1: mu_X = 2.5, 3.5 and mu_Y = 0.25, 1.25; sigma^2 = 4.
@@ -150,27 +163,6 @@ def check_tiny_filterbank(filterbank_of):
     np.testing.assert_allclose(F_y[1], [gaussian_row(0.5625, 3.0625, variance=4),
                                         gaussian_row(0.0625, 0.5625, variance=4)], atol=2e-6)
     np.testing.assert_allclose(gamma, [[1], [3]], rtol=1e-6)
-
-
-def test_filterbank_by_hand():
-    check_tiny_filterbank(lambda params, N, image_shape: [
-        array.asnumpy() for array in filterbank(mx.nd, mx.nd.array(params), N, image_shape)])
-
-
-def test_filterbank_of_a_symbol_by_hand():
-    def evaluate(params, N, image_shape):
-        outputs = mx.sym.Group(filterbank(mx.sym, mx.sym.var('params'), N, image_shape))
-        return [a.asnumpy() for a in outputs.bind(mx.cpu(), {'params': mx.nd.array(params)}).forward()]
-
-    check_tiny_filterbank(evaluate)
-
-
-def test_oracle_filterbank_by_hand():
-    def evaluate(params, N, image_shape):
-        F_x, F_y, gamma = zip(*(oracle.filterbank(window, N, image_shape) for window in params))
-        return F_x, F_y, np.reshape(gamma, (-1, 1))
-
-    check_tiny_filterbank(evaluate)
 
 
 @pytest.mark.parametrize('N', [1, 2, 5])
@@ -202,8 +194,8 @@ def test_far_windows_read_the_nearest_edge(N):
 @pytest.mark.parametrize('window', [
     [0.1, -0.2, -30, 0.3, 0], [0.1, -0.2, 30, 0.3, 0], [0.1, -0.2, 0.5, -30, 0], [0.1, -0.2, 0.5, 30, 0],
     [0.1, -0.2, -30, -30, 0]])
-def test_numerical_guard_changes_no_filter(window):
-    """The equations without any clipping, where log sigma^2 or log delta~ is beyond the guard."""
+def test_clipping_changes_no_filter(window):
+    """The oracle clips nothing; log sigma^2 or log delta~ is beyond the limits of core.py."""
     F_x, F_y, _ = filterbank(mx.nd, mx.nd.array([window]), 5, SHAPE)
     expected_x, expected_y, _ = oracle.filterbank(window, 5, SHAPE)
     assert_same(F_x[0], expected_x, atol=1e-5)

@@ -12,7 +12,7 @@ import numpy as np
 from mxnet import init, nd
 from mxnet.gluon import HybridBlock, nn
 
-STATIC = {'static_alloc': True, 'static_shape': True}  # for hybridize; one forward pass per record(), see DRAW
+STATIC = {'static_alloc': True}  # for hybridize; MXNet 1.9.1 can return wrong gradients with static_shape
 # Far beyond the windows of trained models. Without limits exp() overflows, and inf * 0 is nan.
 _LOG_SIGMA2_LIMITS = -20, 20
 _LOG_DELTA_LIMITS = -20, 12  # up to e^12 all a - mu of 200 pixels differ in float32
@@ -189,8 +189,7 @@ def lstm(F, gates, c):
 class DRAW(HybridBlock):
     """The DRAW network, Eqns. 1-8: a deterministic function of x and eps, for any batch size.
 
-    The canvas starts at zero and is not learned; the initial h and c of both LSTMs are. Hybridize with `STATIC` for
-    speed; then run one forward pass per `autograd.record()`, since MXNet 1.9.1 returns wrong gradients for two.
+    The canvas starts at zero and is not learned; the initial h and c of both LSTMs are.
 
     Parameters
     ----------

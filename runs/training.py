@@ -78,7 +78,7 @@ class Training:
         eps = gluon.utils.split_and_load(self._noise(self.seen), self.contexts, batch_axis=1)
         sums = []
         for x_k, eps_k in zip(x, eps):
-            with autograd.record():  # one forward pass in each, see core.DRAW
+            with autograd.record():
                 canvas, mu, log_sigma = self.net(x_k, eps_k)
                 reconstruction, kl = self._loss(canvas, mu, log_sigma, x_k)                       # Eqns. 9-11
                 bound = (reconstruction + self.kl_weight() * kl).sum() / self.args.batch_size     # Eqn. 12

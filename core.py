@@ -241,9 +241,9 @@ class DRAW(HybridBlock):
             for state in ('h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'):
                 setattr(self, state, self.params.get(state, shape=(1, units), init=init.Zero()))
 
-    def hybridize(self, active=True, **kwargs):
-        """Compile the whole network as one graph; its parts stay imperative for `generate` and `reconstruct`."""
-        super().hybridize(active, **kwargs)
+    def hybridize(self, active=True, *args, **kwargs):
+        """Gluon's, for the network as one graph; its parts stay imperative for `generate` and `reconstruct`."""
+        super().hybridize(active, *args, **kwargs)
         for child in self._children.values():
             child.hybridize(False)
 

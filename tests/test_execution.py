@@ -90,6 +90,16 @@ def test_first_recorded_step_may_have_two_forward_passes(sizes):
                         message=f'{name}, inputs {seeds}')
 
 
+def test_optimize_for_calls_hybridize_as_gluon_does():
+    net, _ = build_random(ATTENTION)
+    inputs = to_nd(*random_inputs())
+    expected = net(*inputs)
+    net.optimize_for(*inputs, backend='MKLDNN', static_alloc=True)
+    assert net._active
+    for actual, value in zip(net(*inputs), expected):
+        assert_same(actual, value.asnumpy(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('sizes', MODELS + MIXED)
 def test_no_parameter_is_dead(sizes):
     net, _ = build_random(sizes, hybridize=STATIC)

@@ -9,7 +9,7 @@ order: (g~_X, g~_Y, log sigma^2, log delta~, log gamma), where sigma^2 is the va
 import system  # noqa: F401  (before mxnet)
 
 import numpy as np
-from mxnet import init, nd
+from mxnet import init, nd, sym
 from mxnet.gluon import HybridBlock, nn
 
 STATIC = {'static_alloc': True}  # for hybridize; MXNet 1.9.1 can return wrong gradients with static_shape
@@ -186,6 +186,16 @@ def lstm(F, gates, c):
     return F.Activation(o, 'sigmoid') * F.Activation(c, 'tanh'), c
 
 
+def _check_array(name, array, *shape):
+    """Raise ValueError unless `array` is a float32 NDArray of this shape, in which 'batch' is any size."""
+    found = array.dtype if type(array) is nd.NDArray else type(array)
+    if found is not np.float32:
+        raise ValueError(f"{name} must be a float32 NDArray, not {found.__name__}: "
+                         f"use mx.nd.array({name}, dtype='float32')")
+    if array.ndim != len(shape) or any(size not in ('batch', n) for size, n in zip(shape, array.shape)):
+        raise ValueError(f"{name} must be ({', '.join(map(str, shape))}), not {array.shape}")
+
+
 class DRAW(HybridBlock):
     """The DRAW network, Eqns. 1-8: a deterministic function of x and eps, for any batch size.
 
@@ -209,7 +219,7 @@ class DRAW(HybridBlock):
         - **mu**, **log_sigma**: means and logarithms of the standard deviations of q(z_t | x), each
           (num_steps, batch, latent_dim).
 
-    Raises ValueError for sizes out of range, blocks for another image shape, and inputs whose shapes do not fit.
+    Raises ValueError for sizes out of range, blocks for another image shape, inputs of a wrong type, shape or range.
     """
 
     def __init__(self, read, write, image_shape, num_steps, num_recurrent_units, latent_dim, **kwargs):
@@ -247,10 +257,17 @@ class DRAW(HybridBlock):
         for child in self._children.values():
             child.hybridize(False)
 
-    def forward(self, x, *args):
-        if isinstance(x, nd.NDArray) and args:
-            self._check(args[0], x)
-        return super().forward(x, *args)
+    def forward(self, x, eps):
+        if not isinstance(x, sym.Symbol):
+            # Looking at the values waits for the device: a compiled network does so in its first call only.
+            self._check(x, eps, values=self._cached_op is None)
+        return super().forward(x, eps)
+
+    def _check(self, x, eps, values=True):
+        _check_array('x', x, 'batch', self._num_pixels)
+        _check_array('eps', eps, self.num_steps, len(x), self.latent_dim)
+        if values and not 0 <= x.asnumpy().min() <= x.asnumpy().max() <= 1:
+            raise ValueError('x must lie in [0, 1]: divide grey levels by 255')
 
     def hybrid_forward(self, F, x, eps, h_enc_0, c_enc_0, h_dec_0, c_dec_0):
         canvases, mu, log_sigma, *_ = self._unroll(F, eps, (h_enc_0, c_enc_0, h_dec_0, c_dec_0), x)
@@ -268,6 +285,7 @@ class DRAW(HybridBlock):
         canvases : c_0 .. c_T, logits, (num_steps + 1, batch, height * width)
         write_windows : (num_steps, batch, 5), or None without attention
         """
+        _check_array('eps', eps, self.num_steps, 'batch', self.latent_dim)
         return self._paint(eps)[:2]
 
     def reconstruct(self, x, eps):
@@ -282,10 +300,10 @@ class DRAW(HybridBlock):
         canvases, write_windows : as of `generate`
         read_windows : (num_steps, batch, 5), or None without attention
         """
+        self._check(x, eps)
         return self._paint(eps, x)
 
     def _paint(self, eps, x=None):
-        self._check(eps, x)
         with eps.context:  # for the parameters and for constants like F.arange
             initial = [parameter.data() for parameter in (self.h_enc_0, self.c_enc_0, self.h_dec_0, self.c_dec_0)]
             canvases, _, _, read_windows, write_windows = self._unroll(nd, eps, initial, x)
@@ -319,12 +337,6 @@ class DRAW(HybridBlock):
         image, write_window = self.write(h_dec)
         canvas = canvas + image                                                          # Eqn. 8
         return (h_enc, c_enc, h_dec, c_dec, canvas), (canvas, mu, log_sigma, read_window, write_window)
-
-    def _check(self, eps, x=None):
-        if eps.ndim != 3 or eps.shape[::2] != (self.num_steps, self.latent_dim):
-            raise ValueError(f'eps must be ({self.num_steps}, batch, {self.latent_dim}), not {eps.shape}')
-        if x is not None and x.shape != (eps.shape[1], self._num_pixels):
-            raise ValueError(f'x must be (batch, height * width) = {eps.shape[1], self._num_pixels}, not {x.shape}')
 
 
 def kl_per_step(F, mu, log_sigma):

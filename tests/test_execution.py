@@ -261,3 +261,22 @@ def test_inputs_of_the_wrong_shape_are_refused(x_shape, eps_shape, hybridize):
     if eps_shape != (T, BATCH, LATENT):
         with pytest.raises(ValueError, match='eps must be'):
             net.generate(eps)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda x: (255 * x).astype('uint8'), r"not uint8: use mx.nd.array\(x, dtype='float32'\)"),
+    (lambda x: (x > 0.5).astype('bool'), 'not bool'),
+    (lambda x: x.asnumpy(), 'not ndarray'),
+    (lambda x: 255 * x, 'divide grey levels by 255'),
+    (lambda x: -x, r'\[0, 1\]'),
+    (lambda x: x / 0, r'\[0, 1\]'),
+])
+@pytest.mark.parametrize('hybridize', MODES)
+def test_images_of_the_wrong_type_or_range_are_refused(change, message, hybridize):
+    net, _ = build_random(ATTENTION, hybridize=hybridize)
+    x, eps = to_nd(*random_inputs())
+    for call in (net, net.reconstruct):
+        with pytest.raises(ValueError, match=message):
+            call(change(x), eps)
+    with pytest.raises(ValueError, match='eps must be a float32 NDArray, not float64'):
+        net(x, eps.astype('float64'))

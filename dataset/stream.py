@@ -76,26 +76,33 @@ def binarize(intensities, binarization, rng):
     return (rng.random(intensities.shape) * 255 < intensities).astype(np.float32)
 
 
-def evaluation_images(intensities, binarization):
+def evaluation_images(intensities, binarization, first=0):
     """Binarize once and for all, independent of any seed, so that all runs are compared on the same pixels.
-
-    Image number i of every split gets the same random numbers.
 
     Parameters
     ----------
     intensities : uint8 array (n, pixels)
     binarization : str
         'dynamic' and 'static' give the same pixels.
+    first : int
+        Number of the first image: image i of every split gets the same random numbers.
 
     Returns
     -------
     float32 array (n, pixels) of 0 and 1
     """
-    rng = generator(0, 'fixed pixels')
+    rng = _generator_at(0, 'fixed pixels', first * intensities.shape[1])
     pixels = np.empty(intensities.shape, dtype=np.float32)
     for start in range(0, len(pixels), 1000):  # in parts: the random numbers take 8 bytes a pixel
         pixels[start:start + 1000] = binarize(intensities[start:start + 1000], binarization, rng)
     return pixels
+
+
+def _generator_at(seed, purpose, number):
+    """A generator past its first random numbers."""
+    rng = generator(seed, purpose)
+    rng.bit_generator.advance(int(number))
+    return rng
 
 
 def images_of(arguments, split, number=None):
@@ -120,8 +127,8 @@ def images_of(arguments, split, number=None):
 class TrainingStream:
     """The endless stream of training images: every epoch is a fresh permutation of all images.
 
-    An image of the stream is a function of the seed and its number alone. So a run can go on anywhere, and
-    workers that share a batch get together what one worker would get.
+    An image of the stream is a function of the seed and its number alone. So a run can resume anywhere, and workers
+    that share a batch get together what one worker would get.
 
     Parameters
     ----------
@@ -133,29 +140,18 @@ class TrainingStream:
     """
 
     def __init__(self, intensities, binarization, seed):
-        self._dynamic = binarization == 'dynamic'
-        self._images = intensities if self._dynamic else evaluation_images(intensities, binarization).astype(np.uint8)
-        self._seed = seed
+        binarize(intensities[:0], binarization, np.random)  # refuses an unknown binarization
+        self._intensities, self._binarization, self._seed = intensities, binarization, seed
         n = len(intensities)
-        # Of two epochs, as a batch may straddle them.
+        # Two epochs, as a batch may straddle them.
         self._order = functools.lru_cache(maxsize=2)(lambda epoch: generator(seed, 'order', epoch).permutation(n))
 
     def batch(self, position, batch_size):
-        """Images number position ... position + batch_size - 1; a batch may straddle epochs.
-
-        Parameters
-        ----------
-        position, batch_size : int
-
-        Returns
-        -------
-        float32 array (batch_size, pixels) of 0 and 1
-        """
-        n, pixels = self._images.shape
-        numbers = range(position, position + batch_size)
-        images = self._images[[self._order(number // n)[number % n] for number in numbers]]
-        if not self._dynamic:
-            return images.astype(np.float32)
-        rng = generator(self._seed, 'dynamic pixels')
-        rng.bit_generator.advance(position * pixels)  # past the numbers of all earlier images
-        return binarize(images, 'dynamic', rng)
+        """Images number position ... position + batch_size - 1 as float32 (batch_size, pixels) of 0 and 1."""
+        n, pixels = self._intensities.shape
+        rows = [self._order(i // n)[i % n] for i in range(position, position + batch_size)]
+        images = self._intensities[rows]
+        if self._binarization == 'static':
+            return np.stack([evaluation_images(image[None], 'static', row)[0] for image, row in zip(images, rows)])
+        rng = _generator_at(self._seed, 'dynamic pixels', position * pixels)  # past the numbers of all earlier images
+        return binarize(images, self._binarization, rng)

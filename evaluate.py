@@ -10,7 +10,7 @@ from system import cli, devices
 
 import numpy as np
 
-from dataset import stream
+from dataset import load, stream
 from runs import storage
 from runs.bounds import Evaluator
 from runs.evaluation import Evaluation
@@ -32,7 +32,7 @@ def summary(per_image, num_draws):
 def parse_args(parser, argv=None):
     add = parser.add_argument
     add('run_dir', type=cli.text, metavar='RUN_DIR', help='folder of a run: results/<run id>')
-    add('--split', choices=stream.SPLITS, default='test', help='images to evaluate on')
+    add('--split', choices=load.SPLITS, default='test', help='images to evaluate on')
     add('--binarization', choices=stream.BINARIZATIONS,
         help="of the images, the run's if not given; dynamic and static are drawn once with the same fixed seed")
     add('--num_importance_samples', '-k', type=cli.count, metavar='K',
@@ -54,8 +54,8 @@ def run(args, contexts):
     net, config, path = storage.load_net(args.run_dir, contexts)
     arguments, num_draws = config['arguments'], args.num_importance_samples
     data_dir, binarization = args.data_dir or arguments['data_dir'], args.binarization or arguments['binarization']
-    images = stream.images_of({**arguments, 'data_dir': data_dir, 'binarization': binarization}, args.split,
-                              args.num_images)
+    grey = load.load_of_run(config, [args.split], data_dir=data_dir).splits[args.split]
+    images = stream.evaluation_images(grey[:args.num_images], binarization)
     pixels = 'threshold' if binarization == 'threshold' else 'drawn'
     evaluation = Evaluation(args.run_dir, net, images, {'split': args.split, 'pixels': pixels, 'images': len(images),
                                                         'draws': num_draws, 'seed': args.seed})

@@ -13,7 +13,7 @@ from system import cli, devices
 
 import numpy as np
 
-from dataset import stream
+from dataset import load, stream
 from pictures import paint, render
 from runs import storage
 
@@ -145,8 +145,10 @@ def run(args, contexts):
     """Paint and write the files that `args` asks for."""
     net, config, path = storage.load_net(args.run_dir, contexts)
     _check_size(args, net.image_shape)
-    arguments = {**config['arguments'], 'data_dir': args.data_dir or config['arguments']['data_dir']}
-    images = stream.images_of(arguments, 'test', args.num_samples) if args.reconstruct else None
+    images = None
+    if args.reconstruct:
+        grey = load.load_of_run(config, ['test'], data_dir=args.data_dir).splits['test'][:args.num_samples]
+        images = stream.evaluation_images(grey, config['arguments']['binarization'])
     total = args.num_samples if images is None else len(images)
     paintings = _finite(paint.paint(net, args.seed, contexts, num_samples=total, images=images), path)
     write = _write_gifs if args.grid is None else _write_grid

@@ -20,6 +20,7 @@ import mxnet as mx
 import numpy as np
 
 from dataset import stream
+from dataset.load import load
 from distributed import workers
 from pictures import paint
 from runs import storage
@@ -158,7 +159,7 @@ def run(args, contexts, group, command):
     leads, folder, config, checkpoint = group.rank == 0, args.resume, {}, None
     if leads and not folder:
         storage.check_writable(args.logdir)
-    splits = stream.load(args.dataset, args.data_dir, (args.input_height, args.input_width))
+    splits = load(args.dataset, args.data_dir, (args.input_height, args.input_width)).splits
     images = stream.TrainingStream(splits['train'], args.binarization, args.seed)
     validation_images = stream.evaluation_images(splits['validation'], args.binarization)
     net, checksum = storage.build_net(vars(args)), zlib.crc32(splits['train'])

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from dataset import stream
+from dataset import load, stream
 from pictures import paint, render
 from runs import arguments, log, storage
 
@@ -139,7 +139,8 @@ def read(run_dir):
     seen, kl_t = log.read_kl_per_step(run_dir)
     if not len(seen):
         raise storage.RunError(f'{run_dir} has no KL per time step in its event files')
-    return stream.images_of(config['arguments'], 'test', _NUM_IMAGES), seen + samples_before(config), kl_t
+    grey = load.load_of_run(config, ['test']).splits['test'][:_NUM_IMAGES]
+    return stream.evaluation_images(grey, config['arguments']['binarization']), seen + samples_before(config), kl_t
 
 
 def make(run_dir, name, images, seen, kl_t):

@@ -1,21 +1,23 @@
-"""What all data sets share: their error, the limit of their size, and the resizing of their images."""
+"""What all data sets share: their error, the limit of their size, resizing and checksums."""
+import hashlib
+import math
+
 from system import cli
 
 import numpy as np
 from PIL import Image
 
-MAX_BYTES = 2 ** 30  # of the images of one file: a small .gz can unpack to more than the memory
+MAX_BYTES = 2 ** 30  # of one array: a small compressed file can unpack to more than the memory
 
 
 class DataError(cli.UserError):
     """The data cannot be used; the message is one line for the user."""
 
 
-def check_size(source, n, image_shape):
-    """Raise DataError if n images of (height, width) are too many bytes, before they are read or drawn."""
-    height, width = image_shape
-    if n * height * width > MAX_BYTES:
-        raise DataError(f'{source}: {n} images of {height}x{width} pixels are more than {MAX_BYTES} bytes')
+def check_size(source, shape, itemsize=1):
+    """Raise DataError if an array of this shape is larger than MAX_BYTES, before it is read or drawn."""
+    if math.prod(shape) * itemsize > MAX_BYTES:
+        raise DataError(f'{source}: an array of {"x".join(map(str, shape))} takes more than {MAX_BYTES:,} bytes')
 
 
 def resize(images, image_shape):
@@ -25,7 +27,12 @@ def resize(images, image_shape):
     """
     height, width = image_shape
     if images.shape[1:] != (height, width):
+        check_size('resized images', (len(images), height, width))
         source, images = images, np.empty((len(images), height, width), dtype=np.uint8)
         for i, image in enumerate(source):
             images[i] = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return images.reshape(-1, height * width)
+
+
+def sha256(array):
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()

@@ -1,173 +1,97 @@
-"""The MNIST files of images: reading, checking and downloading them. DRAW needs no labels."""
-import gzip
-import hashlib
+"""The data sets that are known by their checksums: MNIST, Fashion-MNIST, KMNIST and the fixed binarization of MNIST."""
 import io
 import os
-import queue
-import struct
-import threading
-import urllib.parse
-import urllib.request
-import zlib
 
 from system import files
 
 import numpy as np
 
-from dataset.images import DataError, check_size, resize
+from dataset.formats import PICTURES, find, parse_idx, read, read_numpy
+from dataset.images import DataError, sha256
 
-TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
-# Bytes and SHA-256 of the files as they are after decompression: compressed they differ between mirrors.
-FILES = {
-    TRAIN: (47040016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
-    TEST: (7840016, '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
-}
-# The environment variable DRAW_MNIST_MIRROR names another one, to be used instead.
-MIRRORS = (
+LABELS = {'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST', 'kmnist': 'KMNIST',
+          'fixed_mnist': 'fixed binarized MNIST'}
+# SHA-256 of all pixels of a file; KMNIST: of the .gz file, as only that is published.
+CHECKSUMS = {
+    'mnist': {'train': '741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757',
+              'test': '6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161'},
+    'fashion_mnist': {'train': '2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012',
+                      'test': 'c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a'},
+    'kmnist': {'train': '51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4',
+               'test': 'edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5'},
+    'fixed_mnist': {'train': 'ea273910483323d4976d93ea94462ed72c0982c13e75c192944362010642c9af',
+                    'validation': 'a5d1888f93755b50d4f53c8a1469450bf62303b614864291bd5945faa60788cd',
+                    'test': 'a5856e8b2c3c02aeef98c756d8a62e519f620c9e203c86bb9bfff6c6e58d0844'}}
+FILES = {'train': 'train-images-idx3-ubyte.gz', 'test': 't10k-images-idx3-ubyte.gz'}
+MIRRORS = (  # the environment variable DRAW_MNIST_MIRROR replaces them
     'https://ossci-datasets.s3.amazonaws.com/mnist/',
     'https://storage.googleapis.com/cvdf-datasets/mnist/',
-    'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/mnist/',
-)
-# A mirror is given up when a piece takes longer, so three mirrors that do not answer take 45 seconds.
-PIECE_BYTES = 2 ** 18
-PIECE_SECONDS = 15  # the first with all that comes before it: name resolution, connection, redirects
-
-_IMAGE_MAGIC = 2051  # IDX: unsigned bytes in three dimensions
+    'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset/mnist/')
+_IMAGES = *PICTURES, '.npy', '.npz'
+_TIMEOUT = 15  # seconds, to connect and for each piece
+_MAX_DOWNLOAD = 2 ** 25  # bytes
 
 
-def load_mnist(folder, image_shape, splits):
-    """{split: uint8 (n, height * width)}. Only the files that hold these splits are read."""
-    names = {TEST if split == 'test' else TRAIN for split in splits}
-    if not all(_find(folder, name) for name in names):
-        _download(folder)
-    images = {}
-    if TRAIN in names:
-        path = _find(folder, TRAIN)
-        both = _read_images(path, image_shape)
-        num_validation = len(both) // 6
-        if not num_validation:
-            raise DataError(f'{path} holds {len(both)} images, but training and validation need 6')
-        images['train'], images['validation'] = both[:-num_validation], both[-num_validation:]
-    if TEST in names:
-        images['test'] = _read_images(_find(folder, TEST), image_shape)
-    return {split: resize(images[split], image_shape) for split in splits}
+def load_known(name, folder, split):
+    """uint8 (n, 28, 28): the images of a 'train' or 'test' file, or of fixed_mnist's 'validation'. Raises DataError."""
+    images = _recognize(name, folder, split)
+    if images is not None:
+        return images
+    found = sorted(find(folder), key=lambda each: each[1] != split)
+    there = [path for *_, path in found] + [path for path in folder.glob('*.*') if path.suffix.lower() in _IMAGES]
+    if name == 'mnist' and (not there or split not in [kind for _, kind, _ in found] and any(
+            _recognize(name, folder, kind) is not None for kind in FILES)):  # only MNIST's other file may be there
+        return _download(folder, split)
+    if there:
+        raise DataError(f"{there[0]}: these are not {LABELS[name]}'s files; for your own images: --dataset PATH")
+    expected = 'binarized_mnist_train.amat, _valid and _test, or an .npz' if name == 'fixed_mnist' else FILES[split]
+    raise DataError(f'{LABELS[name]} is not in {folder}: put {expected} there')
 
 
-def _find(folder, name):
-    """Path of an MNIST file, raw before .gz, or None. A broken link is found too, as it must not be replaced."""
-    return next((path for path in (folder / name, folder / f'{name}.gz') if os.path.lexists(path)), None)
-
-
-def _read_images(path, image_shape):
-    """Images of an IDX file, raw or .gz, as uint8 (n, height, width), unless they are too many for `image_shape`."""
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-            raise DataError(f'{path} is not a file')
-        with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as stream:
-            return _parse_images(stream, path, image_shape)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}') from error
-
-
-def _parse_images(stream, path, image_shape):
-    header = stream.read(16)
-    if len(header) < 16:
-        raise DataError(f'{path} holds {len(header)} bytes, but the header of an IDX file of images has 16')
-    magic, n, height, width = struct.unpack('>4I', header)
-    if magic != _IMAGE_MAGIC:
-        raise DataError(f'{path} is no IDX file of images: its magic number is {magic}, not {_IMAGE_MAGIC}')
-    promise, size = f'{path} promises {n} images of {height}x{width} pixels', n * height * width
-    if not size:
-        raise DataError(f'{promise}, which are none')
-    for shape in ((height, width), image_shape):
-        check_size(path, n, shape)
-    pixels = _read_at_most(stream, size)
-    if len(pixels) != size:
-        found = f'only {len(pixels)}' if len(pixels) < size else 'more'
-        raise DataError(f'{promise}, which are {size} bytes, but holds {found}')
-    return np.frombuffer(pixels, dtype=np.uint8).reshape(n, height, width)
-
-
-def _read_at_most(stream, size):
-    """Content of a stream, cut off one byte after size. Takes memory only for what is really there."""
-    content = bytearray()
-    while piece := stream.read(min(2 ** 20, size + 1 - len(content))):
-        content += piece
-    return content
-
-
-def _download(folder):
-    """Download the files that are missing. A mirror is left at its first failure."""
-    failure = _why_unfit(folder)
-    own = os.environ.get('DRAW_MNIST_MIRROR')
-    mirrors = [] if failure else [own] if own else list(MIRRORS)
-    for name in FILES:
-        while not _find(folder, name):
-            if not mirrors:
-                raise DataError(f'MNIST is not in {str(folder)!r} and cannot be downloaded to it ({failure}): put '
-                                f'{" and ".join(FILES)} there, raw or .gz, or train with --dataset synthetic')
-            url = f'{mirrors[0].rstrip("/")}/{name}.gz'
-            print(f'downloading {url}', flush=True)
-            content, failure = _fetch(url, *FILES[name])
-            if failure:
-                failure = f'{url}: {failure}'
-                del mirrors[0]
-                continue
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                files.write_whole(folder / f'{name}.gz', content)
-            except OSError as error:
-                raise DataError(f'{folder / name}.gz cannot be written: {error.strerror}') from error
-
-
-def _why_unfit(folder):
-    """Why no file can be put into a folder, or None. The folder need not exist, and is not made."""
-    try:
-        os.stat(folder)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        return getattr(error, 'strerror', None) or error
-    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    fit = os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
-    return None if fit else f'{there} is not a folder that can be written to'
-
-
-def _fetch(url, size, sha256):
-    """(content of a .gz that unpacks to a file of this size and checksum, None) or (None, what failed).
-
-    A thread does it, since no time-out of a socket covers the name resolution or a server that drips.
-    """
-    news = queue.Queue()
-
-    def work():
+def _recognize(name, folder, split):
+    """The images with the checksum of a split, or None if no file in a folder has them."""
+    paths = [path for _, kind, path in find(folder) if kind == split]
+    for path in paths + ([folder] if folder.suffix == '.npz' else sorted(folder.glob('*.npz'))):
         try:
-            content = bytearray()
-            with urllib.request.build_opener(_Redirects).open(url, timeout=PIECE_SECONDS) as response:
-                while len(content) <= size and (piece := response.read(PIECE_BYTES)):
+            array = read_numpy(path, [split]).get(split, np.zeros(0)) if path.suffix == '.npz' else read(path)
+        except DataError:
+            if path.suffix != '.npz':
+                raise
+            continue  # it may hold anything
+        if array.dtype.kind in 'bf':  # 0 and 1
+            with np.errstate(invalid='ignore'):
+                array = (array * 255).astype(np.uint8)
+        if sha256(np.fromfile(path, np.uint8) if name == 'kmnist' else array) == CHECKSUMS[name][split]:
+            return array.reshape(-1, 28, 28)
+    return None
+
+
+def _download(folder, split):
+    """Put MNIST's file of a split into a folder, and return its images."""
+    import requests  # only here, since importing it takes a quarter of a second
+
+    place = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+        raise DataError(f'MNIST is not in {folder}, and {place} is not a folder that can be written to')
+    own = os.environ.get('DRAW_MNIST_MIRROR')
+    for mirror in [own] if own else MIRRORS:
+        url, content = f'{mirror.rstrip("/")}/{FILES[split]}', bytearray()
+        print(f'downloading {url}', flush=True)
+        try:
+            with requests.get(url, stream=True, timeout=_TIMEOUT) as response:
+                response.raise_for_status()
+                for piece in response.raw.stream(2 ** 18, decode_content=False):
                     content += piece
-                    news.put(None)
-            with gzip.open(io.BytesIO(content)) as stream:
-                if hashlib.sha256(_read_at_most(stream, size)).hexdigest() != sha256:
-                    raise ValueError('not the original MNIST file (other checksum)')
-            news.put((content, None))
+                    if len(content) > _MAX_DOWNLOAD:
+                        raise ValueError(f'more than {_MAX_DOWNLOAD:,} bytes')
+            images = parse_idx(io.BytesIO(content), 'the answer')
+            if sha256(images) != CHECKSUMS['mnist'][split]:
+                raise ValueError('not the file of MNIST (other checksum)')
         except Exception as error:  # a server can provoke any
-            news.put((None, f'{" ".join(str(error).split()):.200}' or type(error).__name__))
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while not (outcome := news.get(timeout=PIECE_SECONDS)):
-            pass
-    except queue.Empty:
-        return None, f'less than {PIECE_BYTES // 1024} KiB in {PIECE_SECONDS} seconds'
-    return outcome
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirects within one scheme. Their bodies are not read, as urllib would take an endless one into memory."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        fp.close()
-        if urllib.parse.urlsplit(newurl).scheme != urllib.parse.urlsplit(req.full_url).scheme:
-            raise ValueError(f'a redirect to another scheme, {newurl}')
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+            failure = f'{url}: {" ".join(str(error).split()):.200}'
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write_whole(folder / FILES[split], content)
+            return images
+    raise DataError(f'MNIST is not in {folder} and cannot be downloaded ({failure}): put {FILES["train"]} and '
+                    f'{FILES["test"]} there, or train with --dataset synthetic')

@@ -10,11 +10,10 @@ def generator(seed, purpose, position=0):
     Parameters
     ----------
     seed : int
-        At least 0.
     purpose : str
         What the numbers are for; two purposes get independent numbers.
     position : int
-        At least 0, e.g. the number of samples seen: (seed, position) is all that a run needs to go on.
+        The number of samples seen, for example: (seed, position) is all that a run needs to resume.
 
     Returns
     -------
@@ -25,15 +24,9 @@ def generator(seed, purpose, position=0):
 
 
 def noise(seed, purpose, first, size, num_steps, latent_dim):
-    """Standard normal eps, shape (num_steps, size, latent_dim), for the images first .. first + size - 1.
+    """Standard normal eps, float32 (num_steps, size, latent_dim), for the images first ... first + size - 1.
 
-    Every image has noise of its own, whatever batch, or part of it, it is in.
-
-    Parameters
-    ----------
-    seed : int
-    purpose : str
-    first, size, num_steps, latent_dim : int
+    Every image has noise of its own, in whatever batch, or part of a batch, it is.
     """
     images = [generator(seed, purpose, i).standard_normal((num_steps, latent_dim), dtype=np.float32)
               for i in range(first, first + size)]

@@ -1,57 +1,15 @@
-"""Grey-level images, their binarization, and the endless stream of training images.
+"""Binarization, and the endless stream of training images.
 
-Grey levels are uint8 intensities 0..255, one image per row of an array, its pixels row by row. The model sees
-float32 pixels that are 0 or 1.
+Intensities are uint8, 0..255, one image per row of an array, its pixels row by row. The model sees float32 pixels that
+are 0 or 1.
 """
 import functools
-from pathlib import Path
 
 import numpy as np
 
-from dataset.images import DataError
-from dataset.mnist import load_mnist
 from dataset.noise import generator
-from dataset.synthetic import draw_synthetic
 
-DATASETS = ('mnist', 'synthetic')
-SPLITS = ('train', 'validation', 'test')
 BINARIZATIONS = ('dynamic', 'static', 'threshold')
-
-
-def load(dataset, data_dir, image_shape, splits=SPLITS):
-    """Grey-level images of a dataset.
-
-    'mnist': the last sixth of the training file is the validation split (50,000 + 10,000 images). The files of images
-    are read raw or .gz. If one that is needed is missing, both are downloaded.
-
-    'synthetic': 20,000 + 2,000 + 2,000 synthetic digits, which are not MNIST: the font that Pillow carries, deformed at
-    random. They are the same at every call (with one version of Pillow) and are not stored.
-
-    Parameters
-    ----------
-    dataset : str
-        'mnist' or 'synthetic'.
-    data_dir : str or path
-        Folder of the MNIST files; not used by 'synthetic'.
-    image_shape : tuple of int
-        (height, width) in pixels, to which images of another shape are resized.
-    splits : sequence of str
-        Those of SPLITS that are wanted; the others cost nothing.
-
-    Returns
-    -------
-    dict
-        For each of `splits` a uint8 array (n, height * width) of intensities 0..255.
-
-    Raises
-    ------
-    DataError
-    """
-    if dataset == 'mnist':
-        return load_mnist(Path(data_dir), image_shape, splits)
-    if dataset == 'synthetic':
-        return draw_synthetic(image_shape, splits)
-    raise DataError(f'the dataset must be {" or ".join(DATASETS)}, not {dataset}')
 
 
 def binarize(intensities, binarization, rng):
@@ -103,25 +61,6 @@ def _generator_at(seed, purpose, number):
     rng = generator(seed, purpose)
     rng.bit_generator.advance(int(number))
     return rng
-
-
-def images_of(arguments, split, number=None):
-    """The first images, or all, of a split of a run's data set, binarized as `evaluation_images` does.
-
-    Parameters
-    ----------
-    arguments : dict
-        The run's, with the names of train_mnist.py.
-    split : str
-    number : int, optional
-
-    Returns
-    -------
-    float32 array (n, pixels) of 0 and 1
-    """
-    shape = arguments['input_height'], arguments['input_width']
-    grey = load(arguments['dataset'], arguments['data_dir'], shape, [split])[split]
-    return evaluation_images(grey[:number], arguments['binarization'])
 
 
 class TrainingStream:

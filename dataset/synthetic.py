@@ -2,15 +2,13 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from dataset.images import check_size, resize
 from dataset.noise import generator
 
 _ROWS = {'train': range(20000), 'validation': range(20000, 22000), 'test': range(22000, 24000)}
 
 
-def draw_synthetic(image_shape, splits):
-    """{split: uint8 (n, height * width)}. Only these splits are drawn, 28x28 pixels, and resized."""
-    check_size('synthetic digits', sum(len(_ROWS[split]) for split in splits), image_shape)
+def draw_synthetic(splits):
+    """{split: uint8 (n, 28, 28)}. Only these splits are drawn."""
     rng = generator(0, 'synthetic digits')
     n = sum(map(len, _ROWS.values()))
     glyphs = [_draw_glyph(digit, stroke_width) for digit in '0123456789' for stroke_width in (0, 2, 4, 6)]
@@ -30,7 +28,7 @@ def draw_synthetic(image_shape, splits):
         glyph = glyphs[kinds[i]]
         return np.asarray(glyph.transform((28, 28), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
 
-    return {split: resize(np.stack([draw(i) for i in _ROWS[split]]), image_shape) for split in splits}
+    return {split: np.stack([draw(i) for i in _ROWS[split]]) for split in splits}
 
 
 def _draw_glyph(digit, stroke_width):

@@ -3,7 +3,7 @@ import sys
 
 from system import cli, devices
 
-from dataset import stream
+from dataset import load, stream
 from runs import storage
 
 # What a resumed run may change; all else decides what the run is.
@@ -44,7 +44,7 @@ def _add_arguments(parser):
         help='with --attention: writes with N x N filters')
     add('--logdir', type=cli.text, metavar='DIR', default='results',
         help='folder in which the run gets a folder of its own')
-    add('--dataset', choices=stream.DATASETS, default='mnist',
+    add('--dataset', choices=load.DATASETS, default='mnist',
         help='synthetic: digits drawn with a font, without files or network')
     add('--data_dir', type=cli.text, metavar='DIR', default='data',
         help='folder of the MNIST files; they are downloaded if missing')

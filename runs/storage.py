@@ -19,7 +19,7 @@ import mxnet
 from mxnet import cpu, nd
 
 import core
-from dataset import stream
+from dataset import load, stream
 from runs import params_file
 
 _MAX_SECONDS = 1e10  # of training, three centuries
@@ -96,7 +96,7 @@ def read_config(folder):
             sizes += [arguments['read_size'], arguments['write_size']]
         if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
             raise ValueError(f'sizes out of range: {sizes}')
-        if not (arguments['dataset'] in stream.DATASETS and arguments['binarization'] in stream.BINARIZATIONS
+        if not (arguments['dataset'] in load.DATASETS and arguments['binarization'] in stream.BINARIZATIONS
                 and b'\0' not in os.fsencode(arguments['data_dir'])):
             raise ValueError('no such data set')
         if not isinstance(config.get('resumed', []), list):

@@ -1,4 +1,4 @@
-"""Small IDX files (the format of MNIST) for tests, and how they are refused."""
+"""Small files of images for tests, and how they are refused."""
 import functools
 import gzip
 import struct
@@ -6,25 +6,27 @@ import struct
 import numpy as np
 import pytest
 
-from dataset import mnist, stream
+from dataset.images import DataError
+from dataset.load import load
 
 TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
 
 
-def idx_bytes(array):
-    """Content of an IDX file of unsigned bytes; the magic number carries the number of dimensions."""
-    header = struct.pack(f'>{1 + array.ndim}I', 0x800 + array.ndim, *array.shape)
-    return header + array.astype(np.uint8).tobytes()
+def idx_bytes(array, kind=8, dtype=np.uint8):
+    """Content of an IDX file; the magic number carries the type and the number of dimensions."""
+    header = struct.pack(f'>{1 + array.ndim}I', 256 * kind + array.ndim, *array.shape)
+    return header + array.astype(dtype).tobytes()
 
 
 def write_idx(path, array):
     """Write a raw IDX file, or a compressed one if the name ends in .gz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = idx_bytes(array)
     path.write_bytes(gzip.compress(content) if path.suffix == '.gz' else content)
 
 
 def write_mnist(folder, num_train=120, num_test=30, size=(28, 28), seed=0):
-    """Write the four MNIST files with round grey blobs on black. `size` is (height, width)."""
+    """Write the four files of a small MNIST: round grey blobs on black. `size` is (height, width)."""
     for name, content in _mnist(num_train, num_test, size, seed).items():
         (folder / name).write_bytes(content)
 
@@ -42,15 +44,22 @@ def _mnist(num_train, num_test, size, seed):
     return files
 
 
-def numbered_images(n, shape=(2, 3)):
-    """Image i is filled with intensity i."""
-    return np.arange(n, dtype=np.uint8).reshape(-1, 1, 1) * np.ones(shape, dtype=np.uint8)
+def numbered(n, shape=(28, 28), first=0):
+    """uint8 images: pixel 0 tells the number, pixel 1 is white, the others are black."""
+    images = np.zeros((n, shape[0] * shape[1]), np.uint8)
+    images[:, 0], images[:, 1] = range(first, first + n), 255
+    return images.reshape(n, *shape)
 
 
-def error_line(folder, dataset='mnist', image_shape=(2, 3), splits=stream.SPLITS):
+def numbers(images):
+    """The numbers of `numbered` images, from a split."""
+    return images[:, 0].tolist()
+
+
+def error_line(*args, **kwargs):
     """The message of the DataError that load raises; it is one printable line."""
-    with pytest.raises(mnist.DataError) as caught:
-        stream.load(dataset, folder, image_shape, splits)
+    with pytest.raises(DataError) as caught:
+        load(*args, **kwargs)
     message = str(caught.value)
     assert message
     assert message.isprintable()

@@ -2,7 +2,6 @@
 
 A hundred of each kind, and a thousand with `pytest -m exhaustive`.
 """
-import gzip
 import io
 import json
 import os
@@ -18,7 +17,6 @@ import pytest
 
 import sample
 import train_mnist
-from dataset import mnist, stream
 from idx import write_mnist
 from params import pack, sign, unpack
 from runs import storage
@@ -208,31 +206,6 @@ def test_config_with_other_values(run, mutations, script):
                 changed[at] = key + colon + word + (b',' if changed[at].endswith(b',') else b'')
         path.write_bytes(b'\n'.join(changed))
         script(run)
-
-
-@pytest.mark.parametrize('suffix', ['', '.gz'])
-def test_images(runs, tmp_path, mutations, suffix):
-    rng = np.random.default_rng(3)
-    (tmp_path / 'data').mkdir()
-    write_mnist(tmp_path / 'data', num_train=12, num_test=6, size=(5, 7))
-    name = 'train-images-idx3-ubyte'
-    if not suffix:
-        content = gzip.decompress((tmp_path / 'data' / f'{name}.gz').read_bytes())
-        (tmp_path / 'data' / f'{name}.gz').unlink()
-        (tmp_path / 'data' / name).write_bytes(content)
-    path = tmp_path / 'data' / f'{name}{suffix}'
-    whole, refused = path.read_bytes(), 0
-    for _ in range(mutations):
-        path.write_bytes(mutate(whole, rng))
-        try:
-            splits = stream.load('mnist', str(tmp_path / 'data'), (5, 7))
-        except mnist.DataError as error:
-            assert str(error).isprintable()
-            refused += 1
-        else:
-            assert {images.shape[1:] for images in splits.values()} == {(35,)}
-            assert {images.dtype for images in splits.values()} == {np.dtype('uint8')}
-    assert refused > 0.5 * mutations
 
 
 DAMAGES = [  # of the free path in a run folder; content is that of another file, plain the same file of the other run

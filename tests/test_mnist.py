@@ -1,225 +1,146 @@
-"""dataset/mnist.py without a network: splits, damaged files, resizing."""
+"""The data sets with a name: what a name says is true."""
 import gzip
-import os
-import pathlib
-import signal
-import socket
-import struct
-import tracemalloc
 
 import numpy as np
 import pytest
 
-from dataset import mnist, stream
-from dataset import synthetic as synthetic_digits
-from idx import TEST, TRAIN, error_line, idx_bytes, numbered_images, write_idx, write_mnist
+from dataset import mnist
+from dataset.images import sha256
+from dataset.load import SPLITS, load
+from dataset.stream import BINARIZATIONS, TrainingStream, evaluation_images
+from idx import TEST, TRAIN, error_line, idx_bytes, numbered, numbers, write_idx
 
-
-@pytest.fixture(autouse=True)
-def no_mirrors(monkeypatch):
-    """No test reaches a real mirror, and no proxy stands before the loopback."""
-    monkeypatch.setattr(mnist, 'MIRRORS', ())
-    monkeypatch.delenv('DRAW_MNIST_MIRROR', raising=False)
-    monkeypatch.setenv('no_proxy', '*')
-
-
-@pytest.mark.parametrize('suffix', ['', '.gz'])
-def test_last_sixth_of_training_file_is_validation(tmp_path, suffix):
-    write_idx(tmp_path / f'{TRAIN}{suffix}', numbered_images(20))
-    write_idx(tmp_path / f'{TEST}{suffix}', numbered_images(4) + 100)
-    splits = stream.load('mnist', str(tmp_path), (2, 3))
-    assert tuple(splits) == stream.SPLITS == ('train', 'validation', 'test')
-    for split, numbers in (('train', range(17)), ('validation', range(17, 20)), ('test', range(100, 104))):
-        assert splits[split].dtype == np.uint8
-        np.testing.assert_array_equal(splits[split], np.repeat(np.array(numbers)[:, None], 6, axis=1))
-
-
-def test_pixels_are_row_by_row(tmp_path):
-    images = np.arange(6 * 6, dtype=np.uint8).reshape(6, 2, 3)
-    write_idx(tmp_path / TRAIN, images)
-    write_idx(tmp_path / TEST, images[:1])
-    splits = stream.load('mnist', tmp_path, (2, 3))
-    np.testing.assert_array_equal(splits['train'][1], [6, 7, 8, 9, 10, 11])
-
-
-def test_raw_file_comes_before_gz(tmp_path):
-    write_idx(tmp_path / TRAIN, numbered_images(6))
-    write_idx(tmp_path / TEST, numbered_images(1))
-    (tmp_path / f'{TEST}.gz').write_bytes(b'broken')
-    assert len(stream.load('mnist', tmp_path, (2, 3))['test']) == 1
-
-
-def test_write_mnist_gives_loadable_images(tmp_path):
-    write_mnist(tmp_path)
-    assert {f'{TRAIN}.gz', f'{TEST}.gz'} <= {path.name for path in tmp_path.iterdir()}
-    splits = stream.load('mnist', tmp_path, (28, 28))
-    assert [splits[split].shape for split in stream.SPLITS] == [(100, 784), (20, 784), (30, 784)]
-    assert 5 < splits['train'].mean() < 100
-
-
-GOOD = idx_bytes(numbered_images(12))
-HEADER = GOOD[:16]
-
-
-def promise(n, height=28, width=28):
-    return struct.pack('>4I', 2051, n, height, width)
-
-
-RAW_DAMAGE = {
-    'empty': (b'', '0 bytes'),
-    'half a header': (GOOD[:7], '7 bytes'),
-    'most of a header': (GOOD[:15], '15 bytes'),
-    'no pixels': (HEADER, 'only 0'),
-    'truncated': (GOOD[:-1], 'only 71'),
-    'trailing byte': (GOOD + b'\0', 'more'),
-    'labels': (idx_bytes(np.arange(20)), '2049'),
-    'other magic': (b'PNG!' + GOOD[4:], str(int.from_bytes(b'PNG!', 'big'))),
-    'no images': (promise(0), '0 images'),
-    'no width': (promise(12, 2, 0), '2x0'),
-    'promises 2^31 images': (promise(2 ** 31) + GOOD, str(2 ** 31)),
-    'promises 2^96 bytes': (promise(2 ** 32 - 1, 2 ** 32 - 1, 2 ** 32 - 1) + GOOD, str(2 ** 32 - 1)),
-    'promises 1 GiB': (promise(2 ** 30, 1, 1) + GOOD, str(2 ** 30)),
-    'longer than promised': (promise(1, 2, 3) + bytes(60 * 2 ** 20), 'more'),
-    'too few images': (idx_bytes(numbered_images(5)), '5 images'),
-}
-GZ_DAMAGE = {
-    'empty': (b'', '0 bytes'),
-    'not gzip': (GOOD, 'gzip'),
-    'truncated gzip': (gzip.compress(GOOD)[:-9], 'ended'),
-    'no checksum': (gzip.compress(GOOD)[:-8], 'ended'),
-    'wrong checksum': (gzip.compress(GOOD)[:-8] + bytes(4) + gzip.compress(GOOD)[-4:], 'CRC'),
-    'bad deflate data': (gzip.compress(GOOD)[:10] + b'\xff' * 50, 'invalid'),
-    'bytes after gzip': (gzip.compress(GOOD) + b'x', 'gzip'),
-    **{name: (gzip.compress(content), found) for name, (content, found) in RAW_DAMAGE.items() if content},
-}
-
-
-@pytest.mark.parametrize('name, content, found', [
-    pytest.param(f'{TRAIN}{suffix}', *damage[case], id=f'{case}{suffix}')
-    for suffix, damage in (('', RAW_DAMAGE), ('.gz', GZ_DAMAGE)) for case in damage])
-def test_damaged_file_gives_one_line_and_takes_no_memory(tmp_path, name, content, found):
-    (tmp_path / name).write_bytes(content)
-    write_idx(tmp_path / TEST, numbered_images(2))
-    tracemalloc.start()
-    try:
-        message = error_line(tmp_path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert str(tmp_path / name) in message
-    assert found in message.replace(str(tmp_path), '')
-    assert peak < 8 * 2 ** 20
-
-
-def test_damaged_test_file_is_named(tmp_path):
-    write_idx(tmp_path / TRAIN, numbered_images(12))
-    (tmp_path / TEST).write_bytes(GOOD[:-1])
-    assert str(tmp_path / TEST) in error_line(tmp_path)
-
-
-def test_split_that_is_not_wanted_is_not_read(tmp_path):
-    write_idx(tmp_path / TRAIN, numbered_images(12))
-    (tmp_path / f'{TEST}.gz').write_bytes(b'broken')
-    splits = stream.load('mnist', tmp_path, (2, 3), ('validation', 'train'))
-    assert {split: len(images) for split, images in splits.items()} == {'train': 10, 'validation': 2}
-    (tmp_path / TRAIN).rename(tmp_path / TEST)  # and it need not be there
-    assert list(stream.load('mnist', tmp_path, (2, 3), ['test'])) == ['test']
-    error_line(tmp_path, splits=['validation'])
-
-
-def bind(path):
-    with socket.socket(socket.AF_UNIX) as unix:
-        unix.bind(str(path))
-
-
-NO_FILES = {
-    'folder': lambda path: path.mkdir(),
-    'pipe': os.mkfifo,
-    'device': lambda path: path.symlink_to('/dev/zero'),
-    'link in a circle': lambda path: path.symlink_to(path.name),
-    'link to nothing': lambda path: path.symlink_to('nothing'),
-    'socket': bind,
-}
+IMAGES = {'train': numbered(24), 'test': numbered(5, first=100)}
 
 
 @pytest.fixture
-def alarm():
-    """Fail instead of waiting for ever."""
-    def fail(*args):
-        raise AssertionError('waited for a file')
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+def small(monkeypatch):
+    """Let the small IMAGES be MNIST."""
+    monkeypatch.setitem(mnist.CHECKSUMS, 'mnist', {split: sha256(images) for split, images in IMAGES.items()})
 
 
-@pytest.mark.parametrize('suffix', ['', '.gz'])
-@pytest.mark.parametrize('make', list(NO_FILES.values()), ids=list(NO_FILES))
-def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path, monkeypatch, alarm, make, suffix):
-    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
-    make(pathlib.Path(f'{TRAIN}{suffix}'))
-    write_idx(tmp_path / TEST, numbered_images(2))
-
-    def state():  # without the time of access, which reading a link changes
-        entry = os.lstat(f'{TRAIN}{suffix}')
-        return entry.st_ino, entry.st_mode, entry.st_size, entry.st_mtime_ns
-
-    before = state()
-    assert str(tmp_path / f'{TRAIN}{suffix}') in error_line(tmp_path)
-    assert state() == before
+@pytest.mark.parametrize('train, test', [
+    (TRAIN, f'{TEST}.gz'), ('train-images.idx3-ubyte', 't10k-images.idx3-ubyte'), (f'raw/{TRAIN}.gz', f'raw/{TEST}'),
+    (f'MNIST/raw/{TRAIN}', f'MNIST/raw/{TEST}')])
+def test_last_sixth_of_the_training_file_is_validation(small, tmp_path, train, test):
+    write_idx(tmp_path / train, IMAGES['train'])
+    write_idx(tmp_path / test, IMAGES['test'])
+    images = load('mnist', tmp_path)
+    assert {split: numbers(rows) for split, rows in images.splits.items()} == {
+        'train': [*range(20)], 'validation': [*range(20, 24)], 'test': [*range(100, 105)]}
+    assert all(rows.dtype == np.uint8 for rows in images.splits.values())
+    assert images.shape == (28, 28)
+    assert images.lines == [f'20 training, 4 validation and 5 test images of 28x28 from {tmp_path}/ (MNIST)']
 
 
-def test_file_that_may_not_be_read(tmp_path, monkeypatch):
-    def refuse(path, mode):
-        raise PermissionError(13, 'Permission denied', str(path))
-
-    write_mnist(tmp_path)
-    monkeypatch.setattr(gzip, 'open', refuse)  # root may read all files
-    assert error_line(tmp_path) == f'{tmp_path / TRAIN}.gz cannot be read: Permission denied'
-
-
-def test_unknown_dataset(tmp_path):
-    assert 'cifar' in error_line(tmp_path, dataset='cifar')
+def test_the_checksum_decides_and_not_the_suffix(small, tmp_path):
+    (tmp_path / TRAIN).write_bytes(gzip.compress(idx_bytes(IMAGES['train'])))
+    (tmp_path / f'{TEST}.gz').write_bytes(idx_bytes(IMAGES['test']))
+    write_idx(tmp_path / 'FashionMNIST/raw' / TRAIN, IMAGES['train'][::-1])
+    write_idx(tmp_path / 'FashionMNIST/raw' / TEST, IMAGES['test'][::-1])
+    assert numbers(load('mnist', tmp_path).splits['test']) == [*range(100, 105)]
 
 
-# Resizing
-
-def load_test_image(folder, image, shape):
-    write_idx(folder / TRAIN, np.zeros((6, 1, 1)))
-    write_idx(folder / TEST, np.asarray(image)[None])
-    return stream.load('mnist', folder, shape)['test'].reshape(shape)
-
-
-@pytest.mark.parametrize('shape', [(6, 10), (10, 6), (24, 20), (4, 4)])
-def test_resize_keeps_orientation(tmp_path, shape):
-    top = np.zeros((12, 12))
-    top[:6] = 255
-    resized = load_test_image(tmp_path, top, shape)
-    np.testing.assert_array_equal(resized[0], 255)
-    np.testing.assert_array_equal(resized[-1], 0)
-    resized = load_test_image(tmp_path, top.T, shape)
-    np.testing.assert_array_equal(resized[:, 0], 255)
-    np.testing.assert_array_equal(resized[:, -1], 0)
+def test_training_does_not_need_the_test_file(small, tmp_path):
+    write_idx(tmp_path / TRAIN, IMAGES['train'])
+    (tmp_path / TEST).write_bytes(b'broken')
+    images = load('mnist', tmp_path, splits=('train', 'validation'))
+    assert list(images.splits) == ['train', 'validation']
+    (tmp_path / TEST).unlink()
+    (tmp_path / TRAIN).rename(tmp_path / 'train')
+    write_idx(tmp_path / TEST, IMAGES['test'])
+    assert list(load('mnist', tmp_path, splits=['test']).splits) == ['test']
 
 
-def test_resize_averages_and_keeps_grey_levels(tmp_path):
-    checkerboard = np.indices((24, 24)).sum(axis=0) % 2 * 255
-    assert np.ptp(load_test_image(tmp_path, checkerboard, (6, 8))[1:-1, 1:-1].astype(int) - 127) <= 2
-    np.testing.assert_array_equal(load_test_image(tmp_path, np.full((28, 28), 200), (13, 40)), 200)
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'kmnist'])
+def test_other_images_under_a_name_are_refused(tmp_path, name):
+    write_idx(tmp_path / TRAIN, IMAGES['train'])
+    line = error_line(name, tmp_path)
+    assert line == (f"{tmp_path / TRAIN}: these are not {mnist.LABELS[name]}'s files; for your own images: "
+                    '--dataset PATH')
 
 
-def test_size_beyond_the_memory_is_refused_before_images_are_read_or_drawn(tmp_path, monkeypatch):
-    def refuse(*args):
-        raise AssertionError
+@pytest.mark.parametrize('name, expected', [
+    ('fashion_mnist', f'{TRAIN}.gz'), ('kmnist', f'{TRAIN}.gz'), ('fixed_mnist', 'binarized_mnist_train.amat')])
+def test_what_is_expected_is_said_and_only_mnist_is_downloaded(tmp_path, name, expected):
+    assert expected in error_line(name, tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
 
-    write_mnist(tmp_path)
-    for module, name in ((mnist, '_read_at_most'), (synthetic_digits, 'generator')):
-        monkeypatch.setattr(module, name, refuse)
-    for dataset in stream.DATASETS:
-        for splits in (stream.SPLITS, ('test',)):
-            line = error_line(tmp_path, dataset, (100000, 100000), splits)
-            assert '100000x100000' in line and 'bytes' in line
-    assert f'{TEST}.gz: 30 images' in error_line(tmp_path, 'mnist', (10000, 10000), ('test',))
-    assert '2000 images' in error_line(tmp_path, 'synthetic', (1000, 1000), ('test',))
+
+def test_kmnist_is_known_by_its_compressed_file(tmp_path, monkeypatch):
+    write_idx(tmp_path / f'{TEST}.gz', IMAGES['test'])
+    checksum = sha256(np.fromfile(tmp_path / f'{TEST}.gz', np.uint8))
+    monkeypatch.setitem(mnist.CHECKSUMS, 'kmnist', {'test': checksum})
+    assert len(load('kmnist', tmp_path, splits=['test']).splits['test']) == 5
+
+
+# Fixed binarization
+
+@pytest.fixture
+def fixed(monkeypatch):
+    """{split: float32 (n, 784) of 0 and 1}, which are to be the fixed binarization."""
+    rng = np.random.default_rng(0)
+    rows = {split: (rng.random((n, 784)) < 0.5).astype(np.float32) for split, n in zip(SPLITS, (7, 3, 2))}
+    monkeypatch.setitem(mnist.CHECKSUMS, 'fixed_mnist', {
+        split: sha256((255 * images).astype(np.uint8)) for split, images in rows.items()})
+    return rows
+
+
+def write_amat(folder, rows):
+    for split, images in rows.items():
+        lines = [' '.join(map(str, image)) for image in images.astype(int)]
+        (folder / f'binarized_mnist_{split.replace("ation", "")[:5]}.amat').write_text('\n'.join(lines) + '\n')
+
+
+def write_npz(folder, rows):
+    np.savez_compressed(folder / 'fixed.npz', **{f'X_{split.replace("ation", "")}': rows[split] for split in rows})
+
+
+@pytest.mark.parametrize('write, below', [(write_amat, ''), (write_npz, ''), (write_npz, 'fixed.npz')])
+def test_fixed_binarization(tmp_path, fixed, write, below):
+    write(tmp_path, fixed)
+    images = load('fixed_mnist', tmp_path / below)
+    for split, rows in fixed.items():
+        np.testing.assert_array_equal(images.splits[split], 255 * rows)
+        for binarization in BINARIZATIONS:
+            np.testing.assert_array_equal(evaluation_images(images.splits[split], binarization), rows)
+    batch = TrainingStream(images.splits['train'], 'dynamic', seed=5).batch(7, 7)
+    assert sorted(map(bytes, batch)) == sorted(map(bytes, fixed['train']))
+
+
+def test_another_binarization_is_refused(tmp_path, fixed):
+    write_npz(tmp_path, {split: 1 - rows for split, rows in fixed.items()})
+    assert "not fixed binarized MNIST's files" in error_line('fixed_mnist', tmp_path)
+    write_amat(tmp_path, fixed)
+    (tmp_path / 'binarized_mnist_train.amat').write_text('0 1 2\n')
+    assert 'binarized_mnist_train.amat does not hold lines of 784' in error_line('fixed_mnist', tmp_path)
+
+
+# Synthetic digits
+
+@pytest.fixture(scope='module')
+def synthetic():
+    return load('synthetic')
+
+
+def test_synthetic_digits_are_what_they_were(synthetic):
+    """Runs are resumed and compared on the same pixels; these checksums are from before the data sets had checksums."""
+    assert {split: facts['sha256'][:16] for split, facts in synthetic.facts['splits'].items()} == {
+        'train': '9981e035cbf34a47', 'validation': 'f349615c1f8f9356', 'test': '306d80ee21ff4458'}
+    assert synthetic.facts['path'] is None
+    assert synthetic.lines == ['20,000 training, 2,000 validation and 2,000 test images of 28x28 (synthetic digits)']
+    np.random.seed(99)
+    again = load('synthetic', splits=['validation']).splits['validation']
+    np.testing.assert_array_equal(again, synthetic.splits['validation'])
+
+
+def test_synthetic_digits_are_centred_and_as_large_as_mnist(synthetic):
+    images = synthetic.splits['test'].reshape(-1, 28, 28)
+    ink = images > 127
+    for axis in (1, 2):
+        profile = ink.any(axis=axis)
+        first, last = profile.argmax(axis=1), 27 - profile[:, ::-1].argmax(axis=1)
+        assert abs((first + last).mean() / 2 - 13.5) < 0.5
+        assert 13 < (last - first + 1).mean() < 21
+    assert 0.08 < ink.mean() < 0.2
+    assert images[:, [0, -1]].mean() < 1  # black at the border

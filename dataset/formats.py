@@ -1,0 +1,163 @@
+"""Reading images: IDX files (the format of MNIST), .npy and .npz, binarized_mnist_*.amat, PNG and JPEG."""
+import contextlib
+import gzip
+import math
+import os
+import re
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from dataset.images import DataError, check_size, resize
+
+PICTURES = '.png', '.jpg', '.jpeg'
+_FILE = re.compile(r'(.*)(train|valid|t10k|test)(?:[-_.]images?[-_.](?:idx3?[-_.])?(?:ubyte|idx3?)(?:\.gz)?|\.amat)')
+_ARRAY = re.compile(r'(?:x_)?(train|val|test)(?:id|idation)?(?:_images)?', re.IGNORECASE)
+_SPLITS = {'train': 'train', 'val': 'validation', 'valid': 'validation', 'test': 'test', 't10k': 'test'}
+_IDX_TYPES = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
+
+
+def find(folder):
+    """[(set, split, path)] of the IDX and .amat files of images in a folder, in its raw/ and in its */raw/."""
+    places = filter(os.path.isdir, (folder, folder / 'raw', *sorted(folder.glob('*/raw'))))
+    matches = [(_FILE.fullmatch(path.name), path) for place in places for path in sorted(place.iterdir())]
+    return [(path.parent / match[1], _SPLITS[match[2]], path) for match, path in matches if match]
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Raise a DataError of one line that names the file, whatever a damaged one raises inside."""
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
+        raise DataError(f'{path} is not a file')
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # parsers raise nearly anything
+        reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or type(error).__name__
+        raise DataError(f'{path} cannot be read: {reason:.200}') from error
+
+
+def read(path):
+    """The array of images in an IDX or .amat file."""
+    with _reading(path), open(path, 'rb') as file:
+        return (parse_amat if path.suffix == '.amat' else parse_idx)(file, path)
+
+
+def parse_idx(file, source):
+    """The array in an IDX file, compressed or not, that is open for reading bytes."""
+    compressed = file.read(2) == b'\x1f\x8b'
+    file.seek(0)
+    stream = gzip.GzipFile(fileobj=file) if compressed else file
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b'\0\0' or magic[2] not in _IDX_TYPES or magic[3] not in (2, 3, 4):
+        raise DataError(f'{source} is not an IDX file of images: it begins with {magic!r}')
+    shape, dtype = np.frombuffer(stream.read(4 * magic[3]), '>u4').tolist(), np.dtype(_IDX_TYPES[magic[2]])
+    check_size(source, shape, dtype.itemsize)
+    size, content = math.prod(shape) * dtype.itemsize, bytearray()
+    while piece := stream.read(min(2 ** 20, size + 1 - len(content))):  # memory only for what is really there
+        content += piece
+    if len(content) != size:
+        found = 'more' if len(content) > size else f'only {len(content):,}'
+        raise DataError(f'{source} promises {size:,} bytes of pixels, but holds {found}')
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def parse_amat(file, source):
+    """bool (n, 784) from lines of 784 numbers 0 or 1."""
+    check_size(source, [os.fstat(file.fileno()).st_size])
+    text = np.fromfile(file, np.uint8)
+    digits = text[text > ord(' ')] - ord('0')
+    if digits.size % 784 or digits.max(initial=0) > 1:
+        raise DataError(f'{source} does not hold lines of 784 numbers 0 or 1')
+    return digits.reshape(-1, 784).astype(bool)
+
+
+def read_numpy(path, splits):
+    """{split: array} of an .npy file (for training) or of an .npz file with names such as x_train and x_test."""
+    with _reading(path), open(path, 'rb') as file:
+        check_size(path, [os.path.getsize(path)])
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {'train': content}
+        with content:
+            matches = [(_ARRAY.fullmatch(name), name) for name in content.files]
+            names = {_SPLITS[match[1].lower()]: name for match, name in matches if match}
+            if not names and len(content.files) != 1:
+                raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected are x_train and, if there '
+                                'are such images, x_valid and x_test')
+            names = {split: name for split, name in (names or {'train': content.files[0]}).items() if split in splits}
+            for name in names.values():
+                check_size(path, [content.zip.getinfo(f'{name}.npy').file_size])
+            return {split: content[name] for split, name in names.items()}
+
+
+def read_pictures(folder, image_shape, notes):
+    """uint8 (n, height, width) of the PNG and JPEG files in a folder and in the folders in it.
+
+    They must have one size, unless there is an `image_shape`. Adds what is done to them to the set `notes`.
+    """
+    paths = [path for pattern in ('*', '*/*') for path in sorted(folder.glob(pattern))
+             if path.suffix.lower() in PICTURES and not path.name.startswith('.')]
+    if not paths:
+        raise DataError(f'{folder} has neither PNG or JPEG files nor IDX files such as train-images-idx3-ubyte')
+    images, sizes, low, high = None, set(), 255, 0
+    for i, path in enumerate(paths):
+        with _reading(path), warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            with Image.open(path, formats=('PNG', 'JPEG')) as picture:
+                if picture.mode.startswith('I'):  # 16 bits, which convert('L') would cut off at 255
+                    grey = (np.asarray(picture) // 257).astype(np.uint8)
+                else:
+                    grey = np.asarray(picture.convert('L'))
+                    if picture.mode not in ('1', 'L', 'LA'):
+                        notes.add('made grey')
+        sizes.add('x'.join(map(str, grey.shape)))
+        if len(sizes) > 1 and not image_shape:
+            raise DataError(f'{folder} has images of {" and of ".join(sorted(sizes))}: choose one size with '
+                            '--input_height and --input_width')
+        if images is None:
+            check_size(folder, (len(paths), *(image_shape or grey.shape)))
+            images = np.empty((len(paths), *(image_shape or grey.shape)), np.uint8)
+        images[i] = resize(grey[None], images.shape[1:]).reshape(images.shape[1:])
+        low, high = min(low, grey.min()), max(high, grey.max())
+    _check_range(folder, low, high, 255)
+    if sizes != {'x'.join(map(str, images.shape[1:]))}:
+        notes.add(f'resized from {sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes"}')
+    return images
+
+
+def to_grey(array, source, notes):
+    """uint8 (n, height, width), intensities 0..255, from an array of images as files hold them.
+
+    Floats and bools are from 0 to 1, rows of k * k numbers are square images, and colours are on the last axis. Adds
+    what is done to the images to the set `notes`.
+    """
+    if array.ndim == 2 and math.isqrt(array.shape[1]) ** 2 == array.shape[1]:
+        array = array.reshape(len(array), math.isqrt(array.shape[1]), -1)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    colour = array.ndim == 4 and array.shape[3] in (3, 4)
+    if not (array.ndim == 3 or colour) or not array.size or array.dtype.kind not in 'buif':
+        raise DataError(f'{source} holds {array.dtype} in the shape {array.shape}; expected are images in the shape '
+                        '(n, height, width), or (n, height, width, 3) with colour')
+    largest = 1 if array.dtype.kind in 'bf' else 255
+    _check_range(source, array.min(), array.max(), largest)
+    if array.dtype == np.uint8 and not colour:
+        return array
+    if colour:
+        notes.add('made grey')
+    grey = np.empty(array.shape[:3], np.uint8)
+    for start in range(0, len(array), 1000):  # in parts, to save memory
+        part = array[start:start + 1000]
+        part = part[..., :3] @ (0.299, 0.587, 0.114) if colour else part  # Pillow's weights
+        grey[start:start + 1000] = np.rint(part * (255. / largest))
+    return grey
+
+
+def _check_range(source, low, high, largest):
+    """Raise DataError if pixels from `low` to `high` cannot be intensities from 0 to `largest`."""
+    if not 0 <= low < high <= largest or largest == 255 and high < 128:
+        raise DataError(f'{source} has pixels from {low} to {high}; expected are integers from 0 to 255, the brightest '
+                        '128 or more, or floats from 0 to 1, and not all the same')

@@ -1,0 +1,183 @@
+"""Loading a data set by its name or path, and the facts by which a run recognizes its images."""
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset import mnist
+from dataset.formats import find, read, read_numpy, read_pictures, to_grey
+from dataset.images import DataError, resize, sha256
+from dataset.noise import generator
+from dataset.synthetic import draw_synthetic
+
+_LABELS = {**mnist.LABELS, 'synthetic': 'synthetic digits'}
+DATASETS = tuple(_LABELS)
+SPLITS = ('train', 'validation', 'test')
+
+
+class Images(NamedTuple):
+    """What `load` returns."""
+    splits: dict  # {split: uint8 (n, height * width)}, intensities 0..255
+    shape: tuple  # (height, width), pixels
+    name: str     # one of DATASETS, or an absolute path
+    facts: dict   # for config.json: dataset, path, height, width, and {split: {images, sha256}} as splits
+    lines: list   # to print: what the images are and, if anything, what was done to them
+
+
+def absolute(path):
+    """The absolute path, as text; a leading ~ is the home folder."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def dataset_name(text):
+    """The name of a data set, or else the absolute path that the text stands for."""
+    return text if text in DATASETS else absolute(text)
+
+
+def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=False):
+    """Load a data set by its name, or your own images by their path.
+
+    The files of a named data set are verified by SHA-256, and keep their order. MNIST is downloaded, but only into a
+    folder without other images. Where there is no validation file, the last sixth of the training file is used. The
+    images of synthetic are drawn, the same at every call with one version of Pillow.
+
+    A path names a folder of PNG or JPEG files, a folder of IDX files such as train-images-idx3-ubyte, one of several
+    such files, or an .npy or .npz file. A folder may have train/, validation/ and test/, an .npz file x_train, x_valid
+    and x_test. Each split is shuffled, always in the same way. A missing test split is then the last seventh of the
+    training images, and a missing validation split the last sixth of those that remain.
+
+    Parameters
+    ----------
+    dataset : str
+        One of DATASETS, or a path.
+    data_dir : str or path
+        Folder of a named data set's files, which may lie in raw/ or MNIST/raw/, or an .npz file of them.
+    image_shape : tuple of int, optional
+        (height, width) in pixels, to which all images are resized; their own if not given.
+    splits : sequence of str
+        The splits to return. The files of the others are not needed.
+    transpose : bool
+        Exchange the rows and columns of your own images; EMNIST needs it.
+
+    Returns
+    -------
+    Images
+
+    Raises
+    ------
+    DataError, OSError
+        The images are missing, damaged, not those of the name, or not intensities.
+    """
+    name, notes = dataset_name(dataset), set()
+    path = None if name == 'synthetic' else Path(absolute(data_dir) if name in DATASETS else name)
+    if transpose and name in DATASETS:
+        raise DataError(f'--transpose is for your own images, not for {name}')
+    if name == 'synthetic':
+        images = draw_synthetic(splits)
+    elif name in DATASETS:
+        images = _read_known(name, path, splits)
+    else:
+        images = _read_own(path, image_shape, transpose, notes)
+    shape = tuple(image_shape or next(iter(images.values())).shape[1:])
+    for split, array in images.items():
+        if array.shape[1:] != shape:
+            notes.add('resized from {}x{}'.format(*array.shape[1:]))
+        images[split] = resize(array, shape)
+    facts = {'dataset': name, 'path': path and str(path), 'height': shape[0], 'width': shape[1],
+             'splits': {split: {'images': len(rows), 'sha256': sha256(rows)} for split, rows in images.items()}}
+    lines = [f'{_count(facts, splits)} images of {shape[0]}x{shape[1]}{f" from {_shown(path)}" if path else ""}'
+             + (f' ({_LABELS[name]})' if name in DATASETS else '')]
+    lines += [f'The images were {_and(sorted(notes))}.'] if notes else []
+    return Images({split: images[split] for split in splits}, shape, name, facts, lines)
+
+
+def load_of_run(config, splits, dataset=None, data_dir=None, transpose=False):
+    """Load the images of a run, or those of another `dataset` in the run's size; otherwise like `load`.
+
+    `config` is the content of the run's config.json: its 'arguments', and as 'images' the facts of its images, which
+    runs of older versions have not recorded. Raises DataError where the run's images are no longer the same.
+    """
+    arguments = config['arguments']
+    images = load(dataset or arguments['dataset'], data_dir or arguments['data_dir'],
+                  (arguments['input_height'], arguments['input_width']), splits,
+                  transpose if dataset else arguments.get('transpose', False))
+    if not dataset:
+        same_images(config.get('images'), images.facts)
+    return images
+
+
+def same_images(recorded, facts):
+    """Raise DataError, with one line that names both, if the facts of a split differ from those that a run recorded."""
+    both = [split for split in SPLITS if recorded and split in recorded['splits'] and split in facts['splits']]
+    if any(recorded['splits'][split] != facts['splits'][split] for split in both):
+        raise DataError('the run was trained with {}; these are {}'.format(*(
+            f'{_count(each, both)} images of {each["height"]}x{each["width"]} from {each["path"] or "Pillow"} '
+            f'({_LABELS.get(each["dataset"], "own images")}, SHA-256 '
+            f'{", ".join(each["splits"][split]["sha256"][:8] for split in both)})' for each in (recorded, facts))))
+
+
+def _read_known(name, folder, splits):
+    if name == 'fixed_mnist':
+        return {split: mnist.load_known(name, folder, split) for split in splits}
+    files = dict.fromkeys('test' if split == 'test' else 'train' for split in splits)
+    images = {split: mnist.load_known(name, folder, split) for split in files}
+    if 'train' in images:
+        _split_off(images, 'validation', 6)
+    return images
+
+
+def _read_own(path, image_shape, transpose, notes):
+    """{split: uint8 (n, height, width)}, with all splits. Adds what is done to the images to the set `notes`."""
+    if not os.path.exists(path):
+        raise DataError(f'{path} does not exist; --dataset is one of {", ".join(DATASETS)}, or the path of your images')
+    if path.suffix.lower() in ('.npy', '.npz'):
+        images = {split: to_grey(array, path, notes) for split, array in read_numpy(path, SPLITS).items()}
+    elif files := _find_set(path):
+        images = {split: to_grey(read(file), file, notes) for split, file in files.items()}
+    else:
+        folders = {split: path / split for split in SPLITS if os.path.isdir(path / split)} or {'train': path}
+        shape = image_shape[::-1] if image_shape and transpose else image_shape
+        images = {split: read_pictures(folder, shape, notes) for split, folder in folders.items()}
+    if 'train' not in images:
+        raise DataError(f'{path} has images for {_and([*images])}, but none for training')
+    if len(images['train']) < 7:
+        raise DataError(f'{path} has too few images for training: {len(images["train"])}')
+    notes.update(['shuffled', 'transposed'] if transpose else ['shuffled'])
+    for split, array in images.items():
+        order = generator(0, 'own images', SPLITS.index(split)).permutation(len(array))
+        images[split] = (array.swapaxes(1, 2) if transpose else array)[order]
+    for split, part in (('test', 7), ('validation', 6)):
+        if split not in images:
+            _split_off(images, split, part)
+    return images
+
+
+def _find_set(path):
+    """{split: path} of the only set of IDX or .amat files in a folder, or of the set that a file belongs to."""
+    folder = os.path.isdir(path)
+    found = find(path if folder else path.parent)
+    sets = {key for key, _, file in found if folder or file == path}
+    if len(sets) > 1:
+        raise DataError(f'{path} has several sets of images; choose one by a file of it: --dataset {found[0][2]}')
+    files = {split: file for key, split, file in reversed(found) if key in sets}  # a raw file comes before its .gz
+    return files if files or folder else {'train': path}
+
+
+def _split_off(images, split, part):
+    """Move the last 1/part of the training images to another split."""
+    number = len(images['train']) // part
+    images['train'], images[split] = images['train'][:-number], images['train'][-number:]
+
+
+def _count(facts, splits):
+    """50,000 training, 10,000 validation and 10,000 test"""
+    return _and([f'{facts["splits"][split]["images"]:,} {split.replace("train", "training")}' for split in splits])
+
+
+def _and(words):
+    return f'{", ".join(words[:-1])} and {words[-1]}' if len(words) > 1 else words[0]
+
+
+def _shown(path):
+    """A path as it can be typed in the working directory."""
+    relative = os.path.relpath(path)
+    return f'{path if relative.startswith("..") else relative}{"/" if os.path.isdir(path) else ""}'

@@ -8,15 +8,16 @@ from dataset.formats import find, read, read_numpy, read_pictures, to_grey
 from dataset.images import DataError, resize, sha256
 from dataset.noise import generator
 from dataset.synthetic import draw_synthetic
+from dataset.two_digits import SIDE, TwoDigits
 
-_LABELS = {**mnist.LABELS, 'synthetic': 'synthetic digits'}
+_LABELS = {**mnist.LABELS, 'two_digits': 'two digits of MNIST in each', 'synthetic': 'synthetic digits'}
 DATASETS = tuple(_LABELS)
 SPLITS = ('train', 'validation', 'test')
 
 
 class Images(NamedTuple):
     """What `load` returns."""
-    splits: dict  # {split: uint8 (n, height * width)}, intensities 0..255
+    splits: dict  # {split: uint8 (n, height * width)}, intensities 0..255; for two_digits, 'train' is a TwoDigits
     shape: tuple  # (height, width), pixels
     name: str     # one of DATASETS, or an absolute path
     facts: dict   # for config.json: dataset, path, height, width, and {split: {images, sha256}} as splits
@@ -38,7 +39,7 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
 
     The files of a named data set are verified by SHA-256, and keep their order. MNIST is downloaded, but only into a
     folder without other images. Where there is no validation file, the last sixth of the training file is used. The
-    images of synthetic are drawn, the same at every call with one version of Pillow.
+    images of two_digits and synthetic are drawn, the same at every call; synthetic depends on the version of Pillow.
 
     A path names a folder of PNG or JPEG files, a folder of IDX files such as train-images-idx3-ubyte, one of several
     such files, or an .npy or .npz file. A folder may have train/, validation/ and test/, an .npz file x_train, x_valid
@@ -73,17 +74,24 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
         raise DataError(f'--transpose is for your own images, not for {name}')
     if name == 'synthetic':
         images = draw_synthetic(splits)
+    elif name == 'two_digits':
+        digits, image_shape = load('mnist', path, splits=splits).splits, tuple(image_shape or (SIDE, SIDE))
+        if image_shape != (SIDE, SIDE):
+            notes.add(f'resized from {SIDE}x{SIDE}')
+        images = {split: TwoDigits(digits[split], split, image_shape) for split in splits}
+        images.update({split: drawn[:] for split, drawn in images.items() if split != 'train'})
     elif name in DATASETS:
         images = _read_known(name, path, splits)
     else:
         images = _read_own(path, image_shape, transpose, notes)
     shape = tuple(image_shape or next(iter(images.values())).shape[1:])
     for split, array in images.items():
-        if array.shape[1:] != shape:
+        if len(array.shape) == 3 and array.shape[1:] != shape:
             notes.add('resized from {}x{}'.format(*array.shape[1:]))
-        images[split] = resize(array, shape)
+        if len(array.shape) == 3:
+            images[split] = resize(array, shape)
     facts = {'dataset': name, 'path': path and str(path), 'height': shape[0], 'width': shape[1],
-             'splits': {split: {'images': len(rows), 'sha256': sha256(rows)} for split, rows in images.items()}}
+             'splits': {split: {'images': len(rows), 'sha256': _checksum(rows)} for split, rows in images.items()}}
     lines = [f'{_count(facts, splits)} images of {shape[0]}x{shape[1]}{f" from {_shown(path)}" if path else ""}'
              + (f' ({_LABELS[name]})' if name in DATASETS else '')]
     lines += [f'The images were {_and(sorted(notes))}.'] if notes else []
@@ -166,6 +174,10 @@ def _split_off(images, split, part):
     """Move the last 1/part of the training images to another split."""
     number = len(images['train']) // part
     images['train'], images[split] = images['train'][:-number], images['train'][-number:]
+
+
+def _checksum(rows):
+    return sha256(rows[:1000] if isinstance(rows, TwoDigits) else rows)  # drawing all would take a minute
 
 
 def _count(facts, splits):

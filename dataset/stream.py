@@ -71,7 +71,7 @@ class TrainingStream:
 
     Parameters
     ----------
-    intensities : uint8 array (n, pixels)
+    intensities : uint8 array (n, pixels), or dataset.two_digits.TwoDigits
     binarization : str
         'dynamic': pixels drawn anew each time an image is used; 'static': drawn once, the same for every
         seed; 'threshold': not drawn.

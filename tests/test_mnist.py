@@ -4,7 +4,7 @@ import gzip
 import numpy as np
 import pytest
 
-from dataset import mnist
+from dataset import mnist, two_digits
 from dataset.images import sha256
 from dataset.load import SPLITS, load
 from dataset.stream import BINARIZATIONS, TrainingStream, evaluation_images
@@ -114,6 +114,46 @@ def test_another_binarization_is_refused(tmp_path, fixed):
     write_amat(tmp_path, fixed)
     (tmp_path / 'binarized_mnist_train.amat').write_text('0 1 2\n')
     assert 'binarized_mnist_train.amat does not hold lines of 784' in error_line('fixed_mnist', tmp_path)
+
+
+# Two digits
+
+@pytest.fixture
+def digits(small, tmp_path, monkeypatch):
+    """A folder with MNIST's two files: full squares of one intensity."""
+    images = np.full((24, 28, 28), 200, np.uint8)
+    images[20:] = 60
+    monkeypatch.setitem(mnist.CHECKSUMS, 'mnist', {'train': sha256(images), 'test': sha256(images[:5] + 1)})
+    monkeypatch.setattr(two_digits, '_NUMBER', {'train': 1000000, 'validation': 500, 'test': 500})
+    write_idx(tmp_path / TRAIN, images)
+    write_idx(tmp_path / TEST, images[:5] + 1)
+    return tmp_path
+
+
+def test_two_digits_are_added_and_clipped(digits):
+    images = load('two_digits', digits)
+    assert images.shape == (60, 60)
+    assert [images.splits[split].shape for split in SPLITS] == [(1000000, 3600), (500, 3600), (500, 3600)]
+    for split, intensity in (('train', 200), ('validation', 60), ('test', 201)):  # of this split's digits alone
+        rows = images.splits[split][:200].astype(int)
+        assert set(np.unique(rows)) == {0, intensity, min(2 * intensity, 255)}
+        assert np.all((rows > 0).sum(axis=1) + (rows > intensity).sum(axis=1) == 2 * 784)
+        assert len(set(map(bytes, rows))) == 200
+        places = rows.reshape(-1, 60, 60).any(axis=0)
+        assert places[[0, 30, 59, 30], [30, 0, 30, 59]].all()  # up to every border
+
+
+def test_two_digits_of_a_row_depend_on_its_number_alone(digits):
+    train = load('two_digits', digits, splits=['train']).splits['train']
+    np.testing.assert_array_equal(train[[7, 999999, 3]], np.concatenate([train[7:8], train[999999:], train[3:4]]))
+    batches = [TrainingStream(train, binarization, seed=1) for binarization in BINARIZATIONS]
+    validation = load('two_digits', digits, splits=['validation']).splits['validation']
+    assert np.any((train[:3] > 0) != (validation[:3] > 0))
+    for stream in batches:
+        np.testing.assert_array_equal(stream.batch(999990, 20)[5:], stream.batch(999995, 15))
+    resized = load('two_digits', digits, (30, 40), ['train'])
+    assert resized.splits['train'][:2].shape == (2, 1200)
+    assert resized.lines[1] == 'The images were resized from 60x60.'
 
 
 # Synthetic digits

@@ -98,7 +98,7 @@ def validate(training, images, log, folder, bar):
     bound = reconstruction + kl
     log.bound('validation', training.seen, reconstruction, kl)
     log.kl_per_step(training.seen, kl_t)
-    log.pictures(training.net, images, training.seen, training.contexts)
+    log.pictures(training.net, images, training.seen)
     bar.say(f'{training.seen:>9,} samples: validation bound {bound:.2f} nats')
     training.save_params(folder, 'last')
     if bound < training.best_bound:
@@ -129,10 +129,10 @@ def finish(training, validation_images, log, folder, config, stop):
         'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl, 'unit': 'nats',
         'num_images': len(validation_images), 'parameters': 'best.safetensors', 'samples_seen': training.seen}
     log.result(training.seen, validation)
-    samples = paint.paint(training.net, 0, training.contexts, num_samples=_NUM_GIFS)
+    samples = paint.paint(training.net, 0, num_samples=_NUM_GIFS)
     gifs = os.path.join(folder, 'samples')
     os.makedirs(gifs, exist_ok=True)
-    paint.write_gifs(training.net, samples, output_dir=gifs, prefix='sample', scale=paint.SCALE)
+    paint.write_gifs(samples, gifs, 'sample')
     config['validation'] = validation  # last, as it makes the run complete
     print(f'Negative variational bound of best.safetensors on all {len(validation_images):,} validation images: '
           f'{reconstruction + kl:.2f} nats (reconstruction {reconstruction:.2f}, KL {kl:.2f}).\n'

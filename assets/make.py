@@ -67,8 +67,8 @@ def _without_folders(command):
 
 
 def reconstructions(net, images):
-    """Rows of canvases with their windows, and the original."""
-    return paint.sheet(net, paint.paint(net, 0, [mx.cpu()], images=images))
+    """Rows of canvases with their windows, and the input."""
+    return paint.sheet(paint.paint(net, 0, images=images))
 
 
 def kl_figure(seen, table):
@@ -148,11 +148,11 @@ def make(run_dir, name, images, seen, kl_t):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, [mx.cpu()])
-    render.save_gif(f'{folder}_grid.gif', paint.grid(net, paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES)))
+    hundred = paint.paint(net, 0, num_samples=_NUM_SAMPLES)
+    files.write_whole(f'{folder}_grid.gif', render.gif(paint.frames(hundred, paint.GRID_SCALE)))
     # Ten at a time, as sample.py does: on some processors the last bits depend on how many are painted together.
-    samples = paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_GIFS)
-    paint.write_gifs(net, samples, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
-    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, images))
+    paint.write_gifs(paint.paint(net, 0, num_samples=_NUM_GIFS), FOLDER, name)
+    files.write_whole(f'{folder}_reconstructions.png', render.png(reconstructions(net, images)))
     _save(f'{name}_kl.png', kl_figure(seen, kl_t))
 
 

@@ -1,39 +1,40 @@
-"""What a trained network paints: samples and reconstructions, step by step, as GIFs and as one picture of many."""
+"""Samples and reconstructions of a trained network, step by step, as GIFs and as pictures of many images."""
 import collections
+import math
 import os
 
-import system  # noqa: F401  (before mxnet)
+from system import files
 
 import numpy as np
-from mxnet import gluon, nd
+from mxnet import nd
 
 from dataset.noise import noise
 from pictures import render
 
-CHUNK = 100  # images that the network paints at a time
+SCALE, GRID_SCALE = 4, 2  # screen pixels per image pixel and side: usual, and for many images in a GIF
 _COLUMNS = 10  # images in a row of a grid, or time steps in a row of a sheet
-SCALE, GRID_SCALE = 4, 2  # screen pixels per image pixel and side
+_CHUNK = 100  # images that the network paints together
 
-Painting = collections.namedtuple('Painting', 'probabilities write_windows read_windows original')
+Painting = collections.namedtuple('Painting', 'probabilities boxes input')
 Painting.__doc__ = """One image, step by step.
 
-`probabilities` (num_steps + 1, height * width): the canvases c_0 .. c_T as pixel probabilities, nan where a canvas is
-not finite; `write_windows` and `read_windows`, each (num_steps, 5), or None without attention; `original`
-(height * width,): the image that this is a reconstruction of. A sample has no read windows and no original: None.
+`probabilities` (num_steps + 1, height, width): c_0 .. c_T as pixel probabilities, nan where a canvas is not finite.
+`boxes`: (colour, box of each step (num_steps, 5)) of the read windows (reconstructions only) and of the write windows;
+empty without attention. `input` (height, width): the reconstructed image, None for a sample.
 """
 
 
-def paint(net, seed, contexts, num_samples=None, images=None):
-    """Samples (num_samples of them) or reconstructions (of images), one after the other.
+def paint(net, seed, num_samples=None, images=None):
+    """Draw samples from the prior, or reconstruct images.
 
     Parameters
     ----------
     net : DRAW
-        Initialized on `contexts`, which share the work.
+        Initialized; the first of its contexts does the work.
     seed : int
-    contexts : list of mxnet.Context
+        Of the noise. A painting depends on the seed and its number alone, except for the last bits.
     num_samples : int, optional
-        Number of samples from the prior.
+        Number of samples.
     images : numpy.ndarray, optional
         Images to reconstruct instead, shape (n, height * width), values 0 or 1.
 
@@ -41,120 +42,91 @@ def paint(net, seed, contexts, num_samples=None, images=None):
     ------
     Painting
     """
+    ctx, shape = net.h_enc_0.list_ctx()[0], net.image_shape
     purpose, total = ('sample', num_samples) if images is None else ('reconstruction', len(images))
-    for first in range(0, total, CHUNK):
-        size = min(CHUNK, total - first)
-        eps = _share(noise(seed, purpose, first, size, net.num_steps, net.latent_dim), contexts, batch_axis=1)
+    for first in range(0, total, _CHUNK):
+        size = min(_CHUNK, total - first)
+        eps = nd.array(noise(seed, purpose, first, size, net.num_steps, net.latent_dim), ctx)
         if images is None:
-            originals = [None] * size
-            outputs = [net.generate(part) + (None,) for part in eps]
+            (canvases, write), read, inputs = net.generate(eps), None, [None] * size
         else:
-            originals = images[first:first + size]
-            outputs = [net.reconstruct(x, part) for x, part in zip(_share(originals, contexts), eps)]
-        originals = iter(originals)  # every part takes its own from it
-        for canvases, *windows in outputs:
-            windows = [[None] * canvases.shape[1] if w is None else w.asnumpy().swapaxes(0, 1) for w in windows]
-            probabilities = render.probabilities(canvases.asnumpy().swapaxes(0, 1))      # (part, T + 1, pixels)
-            yield from map(Painting, probabilities, *windows, originals)
+            x = images[first:first + size]
+            (canvases, write, read), inputs = net.reconstruct(nd.array(x, ctx), eps), x.reshape(size, *shape)
+        probabilities = render.probabilities(canvases.asnumpy()).reshape(-1, size, *shape)
+        boxes = [(colour, render.window_boxes(windows.asnumpy(), block.filter_size, shape))
+                 for colour, block, windows in ((render.READ_COLOUR, net.read, read),
+                                                (render.WRITE_COLOUR, net.write, write)) if windows is not None]
+        for i, image in enumerate(inputs):
+            yield Painting(probabilities[:, i], [(colour, own[:, i]) for colour, own in boxes], image)
 
 
-def _share(array, contexts, batch_axis=0):
-    contexts = contexts[:array.shape[batch_axis]]
-    return gluon.utils.split_and_load(nd.array(array), contexts, batch_axis, even_split=False)
+def _canvas(painting, t, scale, boxes, light=False):
+    """The canvas c_t as a picture, with the windows of step t."""
+    drawn = [(colour, own[t - 1]) for colour, own in painting.boxes if boxes and t > 0]
+    return render.tile(painting.probabilities[t], scale, drawn, light)
 
 
-def _canvases(net, painting, steps, scale, boxes, light=False):
-    """The canvases of these steps as pictures; from step 1 on with the write window in red, the read one in green."""
-    windows = [(colour, render.window_boxes(own, block.filter_size, net.image_shape)) for colour, block, own in (
-        (render.READ_COLOUR, net.read, painting.read_windows),
-        (render.WRITE_COLOUR, net.write, painting.write_windows)) if boxes and own is not None]
-    for t in steps:
-        drawn = [(colour, corners[t - 1]) for colour, corners in windows if t > 0]
-        yield render.tile(painting.probabilities[t], net.image_shape, scale, drawn, light)
+def _grid(paintings, t, scale, boxes, light=False):
+    """All canvases c_t, each with its input to the right: rows of ten images, or a square of more than a hundred."""
+    tiles, images = [], 1
+    for painting in paintings:
+        pair = [_canvas(painting, t, scale, boxes, light)]
+        if painting.input is not None:
+            pair.append(render.tile(painting.input, scale))
+        images = len(pair)
+        tiles.append(render.table(pair, images, gap=scale))
+    columns = max(_COLUMNS // images, math.ceil(math.sqrt(len(tiles) / images)))
+    return render.table(tiles, min(columns, len(tiles)), gap=scale if images == 1 else 3 * scale)
 
 
-def _beside_original(net, painting, canvas, scale):
-    """A canvas as it is, or that of a reconstruction with the original at its right."""
-    if painting.original is None:
-        return canvas
-    return render.table([canvas, render.tile(painting.original, net.image_shape, scale)], columns=2, gap=scale)
-
-
-def frames(net, painting, scale, boxes=True):
-    """The frames of one painting's GIF.
+def frames(paintings, scale, boxes=True):
+    """The frames of a GIF of one painting or of many.
 
     Parameters
     ----------
-    net : DRAW
-    painting : Painting
+    paintings : iterable of Painting
+        All of them are kept in memory.
     scale : int
         Screen pixels per image pixel and side.
     boxes : bool, optional
-        Draw the attention windows: read in green, write in red.
+        Draw the attention windows: green where a step reads, red where it writes.
 
     Yields
     ------
     PIL.Image.Image
-        The canvases c_0 .. c_T; those of a reconstruction have the original at their right.
-    """
-    for canvas in _canvases(net, painting, range(net.num_steps + 1), scale, boxes):
-        yield _beside_original(net, painting, canvas, scale)
-
-
-def write_gifs(net, paintings, output_dir, prefix, scale, boxes=True):
-    """Write <prefix>_0.gif, ..., one frame per canvas, as the paintings come; returns how many."""
-    number = 0
-    for number, painting in enumerate(paintings, start=1):
-        render.save_gif(os.path.join(output_dir, f'{prefix}_{number - 1}.gif'), frames(net, painting, scale, boxes))
-    return number
-
-
-def grid(net, paintings, scale=GRID_SCALE, boxes=True):
-    """The frames of one GIF of many paintings: rows of ten samples, or of five reconstructions beside their originals.
-
-    Parameters
-    ----------
-    net : DRAW
-    paintings : iterable of Painting
-        All of them are kept in memory.
-    scale, boxes
-        As `frames`; the lines of windows are one screen pixel wide.
-
-    Yields
-    ------
-    PIL.Image.Image
-        The canvases c_0 .. c_T, and c_T again without windows, which would hide what has been painted.
+        The canvases c_0 .. c_T, and c_T again without windows, which would hide the finished image.
     """
     paintings = list(paintings)
-    columns, gap = (_COLUMNS, scale) if paintings[0].original is None else (_COLUMNS // 2, 3 * scale)
-    steps = range(net.num_steps + 1)
-    canvases = [_canvases(net, painting, steps, scale, boxes, light=True) for painting in paintings]
-    finished = [_canvases(net, painting, [net.num_steps], scale, boxes=False, light=True) for painting in paintings]
-    for row in (*zip(*canvases), *zip(*finished)):
-        tiles = [_beside_original(net, painting, canvas, scale) for painting, canvas in zip(paintings, row)]
-        yield render.table(tiles, min(columns, len(tiles)), gap)
+    last = len(paintings[0].probabilities) - 1
+    for t, drawn in [*((t, boxes) for t in range(last + 1)), (last, False)]:
+        yield _grid(paintings, t, scale, drawn, light=len(paintings) > 1)
 
 
-def sheet(net, paintings, scale=SCALE, boxes=True):
-    """One picture of many paintings: a row for each, with ten of its steps and, of a reconstruction, the original.
-
-    Parameters
-    ----------
-    net : DRAW
-    paintings : iterable of Painting
-    scale, boxes
-        As `frames`.
-
-    Returns
-    -------
-    PIL.Image.Image
-        RGB, with the number of the step above each column. The first step and the last are always there.
-    """
-    steps = np.unique(np.linspace(1, net.num_steps, _COLUMNS).round().astype(int)).tolist()
-    paintings, tiles = list(paintings), []
+def write_gifs(paintings, folder, prefix, scale=SCALE, boxes=True):
+    """Write <prefix>_0.gif, ... to a folder, each as soon as it is painted; returns their paths. Raises OSError."""
+    paths = []
     for painting in paintings:
-        tiles += _canvases(net, painting, steps, scale, boxes)
-        if painting.original is not None:
-            tiles.append(render.tile(painting.original, net.image_shape, scale))
-    headings = [*map(str, steps)] + ['original'] * (paintings[0].original is not None)
+        paths.append(os.path.join(folder, f'{prefix}_{len(paths)}.gif'))
+        files.write_whole(paths[-1], render.gif(frames([painting], scale, boxes)))
+    return paths
+
+
+def finished(paintings, scale=SCALE):
+    """One picture of the final canvases c_T, without windows. The paintings may be a generator: none is kept."""
+    return _grid(paintings, -1, scale, boxes=False)
+
+
+def sheet(paintings, scale=SCALE, boxes=True):
+    """One picture of how images are painted, in RGB: a row for each, with ten steps from 1 to T and the input, if any.
+
+    The number of the step stands above each column; the parameters are those of `frames`.
+    """
+    tiles, headings = [], []
+    for painting in paintings:
+        steps = np.unique(np.linspace(1, len(painting.probabilities) - 1, _COLUMNS).round().astype(int)).tolist()
+        tiles += [_canvas(painting, t, scale, boxes) for t in steps]
+        headings = [*map(str, steps)]
+        if painting.input is not None:
+            tiles.append(render.tile(painting.input, scale))
+            headings.append('original')
     return render.with_headings(render.table(tiles, len(headings), gap=scale), headings)

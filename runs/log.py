@@ -143,11 +143,11 @@ class Log:
             self._histogram('train', f'{_GRADIENTS}/{part}', seen, counts, edges, num=values.size, sum=values.sum(),
                             sum_squares=(values ** 2).sum())
 
-    def pictures(self, net, images, seen, contexts):
+    def pictures(self, net, images, seen):
         """Samples from the prior, and reconstructions of the first of `images` (n, height * width), by time step."""
         wanted = {'samples': {'num_samples': _PREVIEW}, 'reconstructions': {'images': images[:_PREVIEW]}}
         for name, what in wanted.items():
-            sheet = paint.sheet(net, paint.paint(net, _PREVIEW_SEED, contexts, **what))
+            sheet = paint.sheet(paint.paint(net, _PREVIEW_SEED, **what))
             image = Summary.Image(height=sheet.height, width=sheet.width, colorspace=3,
                                   encoded_image_string=render.png(sheet))
             self._add('validation', f'{_PICTURES}/{name}', seen, image=image)

@@ -128,5 +128,5 @@ def sheet(paintings, scale=SCALE, boxes=True):
         headings = [*map(str, steps)]
         if painting.input is not None:
             tiles.append(render.tile(painting.input, scale))
-            headings.append('original')
+            headings.append('input')
     return render.with_headings(render.table(tiles, len(headings), gap=scale), headings)

@@ -104,9 +104,9 @@ def table(tiles, columns, gap):
 
 
 def with_headings(picture, headings):
-    """The picture in RGB, with texts above it, each centred above its share of the width."""
+    """The picture in RGB, with a text of at most five letters centred above each of its columns."""
     share = picture.width / len(headings)
-    font = ImageFont.load_default(max(8, share / 3.5))  # large: TensorBoard shows a third of the size
+    font = ImageFont.load_default(max(8, share / 2.6))  # five letters wide: TensorBoard shows a third of the size
     height = round(1.5 * font.size)
     page = Image.new('RGB', (picture.width, picture.height + height), 'white')
     page.paste(picture, (0, height))

@@ -13,7 +13,7 @@ from pictures import render
 
 SCALE, GRID_SCALE = 4, 2  # screen pixels per image pixel and side: usual, and for many images in a GIF
 _COLUMNS = 10  # images in a row of a grid, or time steps in a row of a sheet
-_CHUNK = 100  # images that the network paints together
+_CHUNK, _CHUNK_PIXELS = 100, 2 ** 24  # images that the network paints together, and the pixels of all their canvases
 
 Painting = collections.namedtuple('Painting', 'probabilities boxes input')
 Painting.__doc__ = """One image, step by step.
@@ -44,8 +44,9 @@ def paint(net, seed, num_samples=None, images=None):
     """
     ctx, shape = net.h_enc_0.list_ctx()[0], net.image_shape
     purpose, total = ('sample', num_samples) if images is None else ('reconstruction', len(images))
-    for first in range(0, total, _CHUNK):
-        size = min(_CHUNK, total - first)
+    chunk = max(1, min(_CHUNK, _CHUNK_PIXELS // (net.num_steps * math.prod(shape))))
+    for first in range(0, total, chunk):
+        size = min(chunk, total - first)
         eps = nd.array(noise(seed, purpose, first, size, net.num_steps, net.latent_dim), ctx)
         if images is None:
             (canvases, write), read, inputs = net.generate(eps), None, [None] * size

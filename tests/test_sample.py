@@ -76,9 +76,10 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_other_files(attention_run)
     assert not set(one.values()) & set(same.values())
 
 
-def test_a_sample_does_not_depend_on_how_many_are_painted_together(attention_run, monkeypatch):
+@pytest.mark.parametrize('limit', [('_CHUNK', 2), ('_CHUNK_PIXELS', 2 * T * 28 * 28)])
+def test_a_sample_does_not_depend_on_how_many_are_painted_together(attention_run, monkeypatch, limit):
     seven, sizes = paintings_of(attention_run, num_samples=7), []
-    monkeypatch.setattr(paint, '_CHUNK', 2)
+    monkeypatch.setattr(paint, *limit)
     monkeypatch.setattr(paint, 'noise', lambda *args, noise=paint.noise: sizes.append(args[3]) or noise(*args))
     for one, other in zip(seven, paintings_of(attention_run, num_samples=5)):
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=0, atol=1e-5)

@@ -1,0 +1,144 @@
+"""core.DRAW computed by one operator."""
+import ctypes
+
+from system import cli, devices
+
+import numpy as np
+from mxnet import autograd, nd
+from mxnet.base import _LIB, check_call
+
+from fused import library
+
+_CHUNK = 32  # images that a thread takes through all steps at a time, at most: fewer use a weight less often
+_STATES = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
+
+
+def accelerate(net, contexts, fused='auto'):
+    """What computes an initialized network: a `FusedDRAW`, or `net` itself on a GPU, without a C compiler, or with
+    fused='off'. Raises cli.UserError where fused='on' cannot be had."""
+    try:
+        if fused != 'off' and contexts[0].device_type == 'cpu':
+            return FusedDRAW(net, devices.threads())
+        if fused == 'on':
+            raise library.Unavailable('it is for the CPU')
+    except library.Unavailable as error:
+        if fused == 'on':
+            raise cli.UserError(f'argument --fused: {error}') from None
+        cli.say(f'Without the fused operator, training takes two to three times as long: {error}. Install one (Debian, '
+                'Ubuntu: apt install gcc), or silence this with --fused off.')
+    return net
+
+
+class FusedDRAW:
+    """A `core.DRAW` whose forward and backward pass are one operator each, on the CPU.
+
+    The same function of the same parameters, several times as fast. The result is the same to the bit for any number of
+    threads.
+
+    Parameters
+    ----------
+    net : core.DRAW
+        Initialized on the CPU. Its parameters are used as they are at each call.
+    num_threads : int
+
+    Inputs, Outputs
+        Those of `core.DRAW`. Under `autograd.record()` the parameters get gradients. x and eps get none: theirs would
+        be NaN.
+
+    Raises ValueError as `core.DRAW` does, and for parameters with grad_req 'add', which MXNet's `autograd.Function`
+    does not know. Raises `fused.library.Unavailable` without a C compiler.
+    """
+
+    def __init__(self, net, num_threads):
+        self.library = library.load()
+        self.library.draw_floats.restype = ctypes.c_long
+        self._net, self._num_threads, self._free = net, num_threads, {True: [], False: []}
+        own = net._collect_params_with_prefix()
+        if ('read.window.weight' in own) != ('write.window.weight' in own):
+            raise library.Unavailable('it computes networks with attention in both blocks or in neither')
+        layers = ['r_to_enc', 'x_to_enc', 'h_dec_to_enc', 'h_enc_to_enc', 'h_enc_to_q', 'z_to_dec', 'h_dec_to_dec',
+                  'write.patch' if 'write.patch.weight' in own else 'write.image', 'read.window', 'write.window']
+        names = [f'{layer}.{kind}' for layer in layers for kind in ('weight', 'bias')] + [*_STATES]  # in draw.c's order
+        self._places = {name: names.index(name) for name in own}
+        self._num_places, self._parameters = len(names), own
+
+    def __call__(self, x, eps):
+        self._net._check(x, eps)
+        # MXNet 1.9.1 hands out gradients up to the first input that wants none.
+        names = sorted(self._places, key=lambda name: self._parameters[name].grad_req == 'null')
+        added = [name for name in names if self._parameters[name].grad_req == 'add']
+        if added and autograd.is_recording():
+            raise ValueError(f"{added[0]} has grad_req 'add', which needs core.DRAW itself")
+        return _Operator(self, names)(*(self._parameters[name].data() for name in names), x, eps)
+
+    def sizes(self, batch_size, keep):
+        """The struct `sizes` of draw.c."""
+        net, (height, width) = self._net, self._net.image_shape
+        filters = [getattr(block, 'filter_size', 0) for block in (net.read, net.write)]
+        chunk = min(_CHUNK, -(-batch_size // self._num_threads))
+        values = (net.num_steps, batch_size, self._parameters['h_enc_0'].shape[1], net.latent_dim, height, width,
+                  filters[0] > 0, *filters, keep, self._num_threads, chunk)
+        return (ctypes.c_long * len(values))(*values)
+
+    def take_memory(self, sizes, keep):
+        """The memory that the operator works in, kept from call to call: new pages are dear."""
+        num_bytes = 4 * self.library.draw_floats(sizes)
+        self._free[keep] = [memory for memory in self._free[keep] if memory.nbytes == num_bytes + 64]
+        return self._free[keep].pop() if self._free[keep] else np.zeros(num_bytes + 64, np.uint8)
+
+    def give_back(self, memory, keep):
+        self._free[keep].append(memory)
+
+    def addresses(self, names, arrays):
+        """The addresses of parameters, or of their gradients, in draw.c's order."""
+        table = (ctypes.c_void_p * self._num_places)()
+        for name, array in zip(names, arrays):
+            table[self._places[name]] = _address(array)
+        return table
+
+
+class _Operator(autograd.Function):
+    """One call. Of MXNet's two ways to an operator of one's own, the one that needs neither its headers nor C++."""
+
+    def __init__(self, fused, names):
+        super().__init__()
+        self._fused, self._names, self._keep = fused, names, autograd.is_recording()
+
+    def forward(self, *inputs):
+        *values, x, eps = inputs
+        fused, net = self._fused, self._fused._net
+        self._sizes = fused.sizes(len(x), self._keep)
+        self._memory = fused.take_memory(self._sizes, self._keep)
+        outputs = nd.zeros(x.shape), nd.zeros(eps.shape), nd.zeros(eps.shape)
+        fused.library.draw_forward(self._sizes, fused.addresses(self._names, values), _pointer(x), _pointer(eps),
+                                   _aligned(self._memory), *map(_pointer, outputs))
+        if not self._keep:
+            fused.give_back(self._memory, False)
+        return outputs
+
+    def backward(self, *heads):
+        if self._memory is None:
+            raise RuntimeError('one backward pass for each forward pass: its memory is used up')
+        parameters = self._fused._parameters
+        gradients = [nd.zeros(parameters[name].shape) for name in self._names]
+        self._fused.library.draw_backward(self._sizes, _aligned(self._memory), *map(_pointer, heads),
+                                          self._fused.addresses(self._names, gradients))
+        self._fused.give_back(self._memory, True)
+        self._memory = None
+        return [*gradients, *[nd.full((1, 1), np.nan)] * 2]
+
+
+def _address(array):
+    """Where the numbers of an NDArray of the CPU are, once they are there."""
+    address = ctypes.c_void_p()
+    array.wait_to_read()
+    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
+    return address.value
+
+
+def _pointer(array):
+    return ctypes.c_void_p(_address(array))
+
+
+def _aligned(memory):
+    return ctypes.c_void_p(memory.ctypes.data + -memory.ctypes.data % 64)

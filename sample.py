@@ -1,18 +1,18 @@
 """Sample from a trained DRAW, or reconstruct test images: GIFs of images as they are painted.
 
     python sample.py                             # ten samples of the model in assets/draw_w_attn
-    python sample.py RUN_DIR --reconstruct       # ten test images, each reconstruction beside its input
-    python sample.py RUN_DIR --grid samples.gif  # a hundred samples painted at once; .png: the finished samples
+    python sample.py RUN --reconstruct       # ten test images, each reconstruction beside its input
+    python sample.py RUN --grid samples.gif  # a hundred samples painted at once; .png: the finished samples
 """
-import argparse
 import os
-import signal
 
 from system import cli, devices, files
 
 from dataset import stream
+from dataset.load import dataset_name, load_of_run
 from pictures import paint, render
-from runs import storage
+from runs import params
+from runs.run import check_writable
 
 PRETRAINED = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'assets', 'draw_w_attn')
 _MAX_PIXELS = 2 ** 27  # in all frames of a file, with a byte of memory each
@@ -20,25 +20,24 @@ _MAX_PIXELS = 2 ** 27  # in all frames of a file, with a byte of memory each
 
 def parse_args(parser, argv=None):
     add, output = parser.add_argument, parser.add_mutually_exclusive_group()
-    add('run_dir', type=cli.text, metavar='RUN_DIR', nargs='?', default=cli.script(PRETRAINED),
-        help='folder of a run: results/<run id>')
+    add('run', type=cli.path, metavar='RUN', nargs='?', default=PRETRAINED, help='folder of a run')
     add('--num_samples', '-n', type=cli.count, metavar='N', help='number of images (default: 10, with --grid 100)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise; in the names of GIFs unless 0')
     add('--reconstruct', action='store_true', help='reconstruct test images instead, each with its input to the right')
-    add('--data_dir', type=cli.text, metavar='DIR', help="MNIST files for --reconstruct (default: the run's folder)")
+    add('--dataset', type=dataset_name, metavar='NAME|PATH', help="with --reconstruct: other images than the run's")
+    add('--data_dir', type=cli.path, metavar='DIR', help="folder of the data set's files (default: the run's)")
     add('--scale', type=cli.count, metavar='N',
         help=f'screen pixels per image pixel and side (default: {paint.SCALE}, with --grid {paint.GRID_SCALE})')
     add('--no_boxes', action='store_true',
         help='leave out the attention windows: green where a step reads (reconstructions only), red where it writes')
     output.add_argument('--output_dir', '-o', type=cli.text, metavar='DIR',
-        help='folder for the GIFs, one per image, created if missing (default: RUN_DIR/samples)')
+        help='folder for the GIFs, one per image, created if missing (default: RUN/samples)')
     output.add_argument('--grid', type=cli.text, metavar='FILE',
         help='one picture of all images instead: FILE.gif shows them being painted, FILE.png finished')
     output.add_argument('--steps', type=cli.text, metavar='FILE',
         help='one picture instead, FILE.png: a row of ten time steps for each image')
     devices.add_flags(parser)
-    args = parser.parse_args(argv, argparse.Namespace(batch_size=100))  # shared among the contexts
-    devices.check_flags(parser, args)
+    args = parser.parse_args(argv)
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
     if args.file and (not args.file.lower().endswith(suffixes) or os.path.isdir(args.file)):
         parser.error(f'{args.file!r} is not a file name that ends in {" or ".join(suffixes)}')
@@ -78,18 +77,21 @@ def _write(args, paintings, folder, prefix):
     return args.file
 
 
-def run(args, contexts):
+def run(args):
     """Paint, and write the files."""
-    net, config, path = storage.load_net(args.run_dir, contexts)
+    net, config, path = params.load_run(args.run, devices.contexts(args))
     _check_size(args, net)
-    arguments = {**config['arguments'], 'data_dir': args.data_dir or config['arguments']['data_dir']}
-    images = stream.images_of(arguments, 'test', args.num_samples) if args.reconstruct else None
+    images = None
+    if args.reconstruct:
+        arguments = vars(config['arguments'])
+        data = load_of_run({**config, 'arguments': arguments}, ['test'], args.dataset, args.data_dir)
+        images = stream.evaluation_images(data.splits['test'][:args.num_samples], arguments['binarization'])
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)
-    samples = os.path.join(args.run_dir, 'samples')
+    samples = os.path.join(args.run, 'samples')
     folder = (os.path.dirname(args.file) or '.') if args.file else (args.output_dir or samples)
     if folder == samples and os.path.islink(samples):
         raise cli.UserError(f'{samples} is a symbolic link; choose another folder with --output_dir')
-    is_new = storage.check_writable(folder)
+    is_new = check_writable(folder)
     try:
         with cli.Progress('painting', total, 'images') as bar:
             paintings = map(_finite, bar.count(paint.paint(net, args.seed, total, images=images)))
@@ -97,16 +99,15 @@ def run(args, contexts):
     finally:
         if is_new and not os.listdir(folder):
             os.rmdir(folder)
-    print(f'{total} {kind}{"s" if total > 1 else ""} of {path}: {names}')
+    cli.say(f'{total} {kind}{"s" if total > 1 else ""} of {path}: {names}')
 
 
 def main(argv=None):
-    parser = cli.Parser(prog='sample.py', doc=__doc__)
+    parser = cli.Parser('sample.py', __doc__)
     args = parse_args(parser, argv)
     with cli.one_line(parser):
-        run(args, devices.contexts(parser, args))
+        run(args)
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, with nothing half-written
     cli.start(main)

@@ -1,6 +1,4 @@
-"""Likelihood bounds of images: the variational bound, and the importance-weighted one."""
-import copy
-
+"""Likelihood bounds of images: the variational bound and the importance-weighted one."""
 import system  # noqa: F401  (before mxnet)
 
 import numpy as np
@@ -8,21 +6,21 @@ from mxnet import gluon
 
 import core
 from dataset.noise import noise
-from distributed.workers import Alone
 
-_QUIET = np.errstate(over='ignore', invalid='ignore')  # what is not finite, the caller says in a line of his own
+_QUIET = np.errstate(over='ignore', invalid='ignore')  # callers check that results are finite
 
 
 def log_weight(reconstruction, mu, log_sigma, eps):
-    """log p(x|z) + log p(z) - log q(z|x), for z = mu + sigma * eps drawn from q.
+    """log p(x|z) + log p(z) - log q(z|x) for z = mu + sigma * eps, drawn from q.
 
-    The normal constants of prior and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1}, and so do mu and log_sigma,
-    which makes the product over t the density of the whole z.
+    Its expectation is the variational bound (Eqn. 12), with a third of the variation between draws that the analytic KL of
+    Eqn. 11 leaves. The normal constants of prior and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1} through mu and
+    log_sigma, so that the product over t is the density of the whole z.
 
     Parameters
     ----------
     reconstruction : numpy.ndarray
-        -log p(x|z), shape (batch,).
+        -log p(x|z), (batch,).
     mu, log_sigma, eps : numpy.ndarray
         Each (num_steps, batch, latent_dim).
 
@@ -35,108 +33,91 @@ def log_weight(reconstruction, mu, log_sigma, eps):
 
 
 class Evaluator:
-    """The bounds of images, batch by batch, each batch shared out to the workers and their contexts.
+    """Computes bounds, batch by batch; each batch is divided among the workers and their devices.
 
     Parameters
     ----------
     net : core.DRAW
-        Initialized on `contexts`; its parameters at the time of a call count.
+    forward : callable
+        `net`, or the operator that computes it: (x, eps) to (canvas, mu, log_sigma).
     contexts : list of mxnet.Context
     batch_size : int
-        Images at a time, of all workers together. As every image has noise of its own, it changes the last bits of a
-        result at most.
-    group : distributed.workers.Alone, optional
+        Images at a time, of all workers together. It changes the last bits of a result at most.
+    group : distributed.workers.Alone
     """
 
-    def __init__(self, net, contexts, batch_size, group=None):
-        self._contexts, self._batch_size, self._group = contexts, batch_size, group or Alone()
-        # The copy shares the parameters and has a graph of its own: with one graph for training and evaluation, MXNet
-        # plans it anew at every change between them.
-        self._net, self._loss = copy.copy(net), core.DRAWLoss()
-        for block in (self._net, self._loss):
-            block.hybridize(**core.STATIC)
+    def __init__(self, net, forward, contexts, batch_size, group):
+        self._net, self._forward, self._contexts = net, forward, contexts
+        self._batch_size, self._group, self._loss = batch_size, group, core.DRAWLoss()
 
-    def _batches(self, num_images, first=0):
-        """(number of the first image of the batch, numbers of this worker's images) of every batch.
+    def _batches(self, num_images):
+        """The first image of each batch, and the numbers of this worker's images.
 
-        The last batch is filled up with images that do not exist and are not counted, so that one graph serves all.
+        The last batch is filled up with images that are not counted, so that one graph serves all.
         """
         part = self._batch_size // self._group.size
-        for start in range(first, num_images, self._batch_size):
+        for start in range(0, num_images, self._batch_size):
             yield start, np.arange(part) + start + part * self._group.rank
 
-    def _draw(self, images, rows, seed, purpose):
-        """One draw of z for each of the images that `rows` counts.
-
-        Returns
-        -------
-        reconstruction : (batch,), nats
-        mu, log_sigma, eps : each (num_steps, batch, latent_dim)
-            All float64.
-        """
-        x = gluon.utils.split_and_load(images[rows % len(images)], self._contexts)
-        eps = noise(seed, purpose, rows[0], len(rows), self._net.num_steps, self._net.latent_dim)
-        outputs = []  # of the contexts, all under way before the first is waited for
+    def _draw(self, images, numbers, seed, purpose):
+        """One draw of z for each image: reconstruction (batch,), mu, log_sigma and eps, float64."""
+        x = gluon.utils.split_and_load(images[numbers % len(images)], self._contexts)
+        eps = noise(seed, purpose, numbers[0], len(numbers), self._net.num_steps, self._net.latent_dim)
+        outputs = []  # all devices start before the first result is waited for
         for x_k, eps_k in zip(x, gluon.utils.split_and_load(eps, self._contexts, batch_axis=1)):
-            canvas, mu, log_sigma = self._net(x_k, eps_k)
+            canvas, mu, log_sigma = self._forward(x_k, eps_k)
             outputs.append((self._loss(canvas, mu, log_sigma, x_k)[0], mu, log_sigma))
-        counted = rows < len(images)
+        counted = numbers < len(images)
         reconstruction, mu, log_sigma = (
-            np.concatenate([output.asnumpy().astype(np.float64) for output in parts], axis=axis)
+            np.concatenate([part.asnumpy().astype(np.float64) for part in parts], axis=axis)
             for axis, parts in zip((0, 1, 1), zip(*outputs)))
         return reconstruction[counted], mu[:, counted], log_sigma[:, counted], eps[:, counted].astype(np.float64)
 
     @_QUIET
     def mean(self, images, seed, purpose, on_batch=lambda count: None):
-        """Means over images of reconstruction (), KL () and KL per step (num_steps,), one draw of z for each; nats.
+        """Means over the images for one draw of z each, in nats: the negative variational bound with the sampled KL and
+        the reconstruction, both (), and the analytic KL of each step, (num_steps,).
 
         `on_batch` is called with the number of images after each batch.
         """
-        sums = np.zeros(1 + self._net.num_steps)
-        for start, rows in self._batches(len(images)):
-            reconstruction, mu, log_sigma, _ = self._draw(images, rows, seed, purpose)
+        sums = np.zeros(2 + self._net.num_steps)
+        for start, numbers in self._batches(len(images)):
+            reconstruction, mu, log_sigma, eps = self._draw(images, numbers, seed, purpose)
+            bound = -log_weight(reconstruction, mu, log_sigma, eps)
             kl_t = core.kl_per_step(np, mu, log_sigma).sum(axis=1)
-            # Of all workers batch by batch: the others must not wait too long for a slow one.
-            sums += self._group.sum(np.append(reconstruction.sum(), kl_t))
+            sums += self._group.sum(np.concatenate([[bound.sum(), reconstruction.sum()], kl_t]))
             on_batch(min(self._batch_size, len(images) - start))
         means = sums / len(images)
-        return means[0], means[1:].sum(), means[1:]
+        return means[0], means[1], means[2:]
 
     @_QUIET
-    def per_image(self, images, seed, num_draws=1, done=None, on_draw=lambda count: None):
-        """Bounds of every image, from `num_draws` draws of z for each; memory does not depend on `num_draws`.
+    def per_image(self, images, seed, num_draws=1, on_draw=lambda count: None):
+        """Bounds of every image from `num_draws` draws of z; memory does not depend on `num_draws`.
 
         Parameters
         ----------
         images : numpy.ndarray
             (n, height * width), values 0 or 1.
-        seed : int
-        num_draws : int
-        done : dict, optional
-            What is returned, of the first images alone; it grows batch by batch, until it is what is returned.
+        seed, num_draws : int
         on_draw : callable, optional
             Called with the number of images after each draw.
 
         Returns
         -------
         dict of numpy.ndarray, each (n,), float64, nats
-            `reconstruction` and `kl`, means over the draws, whose sum is the negative variational bound (Eqn. 12), and
-            `importance_weighted`, -log (1/K sum_k p(x, z_k) / q(z_k|x)) (Burda et al. 2015, arXiv:1509.00519, Eqn. 8).
+            `bound`: the negative variational bound with the sampled KL, a mean over the draws. `reconstruction`: its
+            first part. `importance_weighted`: -log (1/K sum_k p(x, z_k) / q(z_k|x)) (Burda et al. 2015,
+            arXiv:1509.00519, Eqn. 8).
         """
-        done = {} if done is None else done
-        for name in ('reconstruction', 'kl', 'importance_weighted'):
-            done.setdefault(name, np.zeros(0))
-        for _, rows in self._batches(len(images), first=len(done['kl'])):
-            sums = {'reconstruction': 0., 'kl': 0., 'importance_weighted': -np.inf}
+        results = {'bound': [], 'reconstruction': [], 'importance_weighted': []}
+        for _, numbers in self._batches(len(images)):
+            bound, reconstruction, log_sum = 0., 0., -np.inf
             for k in range(num_draws):
-                reconstruction, mu, log_sigma, eps = self._draw(images, rows, seed, f'evaluation {k}')
-                sums['reconstruction'] += reconstruction
-                sums['kl'] += core.kl_per_step(np, mu, log_sigma).sum(axis=0)
-                weight = log_weight(reconstruction, mu, log_sigma, eps)
-                sums['importance_weighted'] = np.logaddexp(sums['importance_weighted'], weight)
-                on_draw(len(reconstruction))
-            means = {'reconstruction': sums['reconstruction'] / num_draws, 'kl': sums['kl'] / num_draws,
-                     'importance_weighted': np.log(num_draws) - sums['importance_weighted']}
-            for name, values in means.items():
-                done[name] = np.append(done[name], values)
-        return done
+                drawn, mu, log_sigma, eps = self._draw(images, numbers, seed, f'evaluation {k}')
+                weight = log_weight(drawn, mu, log_sigma, eps)
+                bound, reconstruction = bound - weight / num_draws, reconstruction + drawn / num_draws
+                log_sum = np.logaddexp(log_sum, weight)
+                on_draw(len(drawn))
+            for name, values in zip(results, (bound, reconstruction, np.log(num_draws) - log_sum)):
+                results[name].append(values)
+        return {name: np.concatenate(values) for name, values in results.items()}

@@ -1,11 +1,12 @@
-"""What touches the machine. Importing it sets what must be so before mxnet is imported."""
+"""What touches the machine. Importing it prepares for `import mxnet`."""
 from system import compat
 
-compat.say_little_at_the_end()
-compat.check()  # before anything is imported that is not Python's own
+compat.install_excepthook()
+compat.check()  # before anything is imported that is not in Python's library
 
 from system import devices  # noqa: E402
 
 devices.set_environment()
-compat.check_libraries()  # after the threads are set, which libgomp reads when it is loaded
-compat.set_back()
+compat.check_libraries()  # after OMP_NUM_THREADS is set, which libgomp reads when it is loaded
+compat.restore_numpy_names()
+compat.check_mxnet()

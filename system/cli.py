@@ -1,111 +1,83 @@
-"""The command line: parser, number types, one line for an error, and the signals that stop a training."""
+"""The command line: parser, number types, one line for an error, signals, and progress."""
 import argparse
 import contextlib
-import difflib
 import os
-import re
 import shlex
-import shutil
 import signal
 import sys
 import time
 
 from tqdm import tqdm
 
-_PATIENCE = 2  # seconds
-_LONGEST = 5000  # characters of a message, more than the longest path has
-_TIMED_UPDATES = 100  # of a bar, before it is said how long the whole takes
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """A fixed width, so that the help reads the same everywhere, and `(default: ...)` where there is one."""
-
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=36, width=110)
-
-    def _format_action_invocation(self, action):
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f'{", ".join(action.option_strings)} {value}'  # before Python 3.13, the value came after each name
-
-    def _get_help_string(self, action):
-        without = action.default is None or action.default is False or action.default is argparse.SUPPRESS
-        return action.help if without else f'{action.help} (default: %(default)s)'
-
-
-class Parser(argparse.ArgumentParser):
-    """No abbreviations, one line with exit code 2 for what is wrong, and the first line of `doc` as description."""
-
-    def __init__(self, prog=None, doc=''):
-        super().__init__(prog, description=doc.partition('\n')[0], allow_abbrev=False, formatter_class=_Formatter)
-
-    def parse_args(self, args=None, namespace=None):
-        args, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            close = difflib.get_close_matches(unknown[0].partition('=')[0], re.findall(r'--\w+', self.format_help()), 1)
-            self.error(f'unknown argument {unknown[0]!r}{f", did you mean {close[0]}?" if close else ""}; --help lists '
-                       'all')
-        return args
-
-    def error(self, message):
-        if os.environ.get('DMLC_TASK_ID', '0') != '0':
-            time.sleep(_PATIENCE)  # worker 0 says the same as a rule, and the launcher then ends this one
-        if len(message) > _LONGEST:  # of a value in a file of somebody else's, say
-            message = f'{message[:_LONGEST]} ...'
-        line = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # of a file name, say
-        self.exit(2, f'{self.prog}: error: {line}\n')
+_MAX_MESSAGE = 5000  # characters, longer than any path
 
 
 class UserError(Exception):
     """What the user can mend; the message is one line."""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        no_default = action.default in (None, False, argparse.SUPPRESS)
+        return action.help if no_default else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, ends with one line and exit code 2 for bad input, and shows the docstring `doc` as help."""
+
+    def __init__(self, prog, doc=''):
+        super().__init__(prog, description=doc, allow_abbrev=False, formatter_class=_Formatter)
+
+    def parse_args(self, args=None, namespace=None):
+        args, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f'unknown argument {unknown[0]!r}; --help lists all')
+        return args
+
+    def error(self, message):
+        self.exit(2, f'{self.prog}: error: {printable(message)}\n')
+
+
+def printable(text):
+    """The text as one line that every terminal can show."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:_MAX_MESSAGE])
+
+
 def reason(error):
-    """An OSError in words: the file and what is wrong with it. Of others, the message."""
-    parts = getattr(error, 'filename', None), getattr(error, 'strerror', None) or error
-    return ': '.join(str(part) for part in parts if part)
-
-
-def last_line(error):
-    """The last line of an exception's message, what it is about; MXNet's have thirty lines."""
+    """An OSError as 'file: reason'; the last line of any other exception's message (MXNet's have thirty)."""
+    if isinstance(error, OSError) and error.strerror:
+        return ': '.join(str(part) for part in (error.filename, error.strerror) if part)
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+last_line = reason
 
 
 @contextlib.contextmanager
 def one_line(parser):
-    """End the program with one line and exit code 2 where the body raises a UserError or OSError; Ctrl-C: 130."""
+    """Turn errors in the body into one line and exit code 2, and Ctrl-C into exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
         parser.exit(130)
-    except UserError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(reason(error))
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != 'MXNetError':  # mxnet may not be imported yet
+    except (UserError, OSError, MemoryError) as error:
+        parser.error(reason(error) if str(error) else 'out of memory')
+    except RuntimeError as error:
+        if type(error).__name__ != 'MXNetError':
             raise
-        parser.error(f'too little memory, as a rule: {last_line(error)}')
-
-
-class Stopped(Exception):
-    """A signal asks for the end."""
+        parser.error(f'MXNet: {reason(error)}')
 
 
 class Stop:
-    """A context in which a first SIGINT (Ctrl-C), SIGTERM or SIGHUP only sets `signal`; a second: KeyboardInterrupt.
-
-    So a training ends between two steps, with a state that can be saved.
-    """
+    """A context in which the first SIGINT (Ctrl-C), SIGTERM or SIGHUP only sets `signal`. A second one raises
+    KeyboardInterrupt."""
 
     def __init__(self):
-        self.signal = None
+        self.signal, self._before = None, {}
 
     def __enter__(self):
-        self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -119,67 +91,51 @@ class Stop:
             signal.signal(number, handler)
 
 
-class _Output:
-    """A stream whose text is thrown away once nobody reads it, or its disk is full: that ends no training."""
-
-    def __init__(self, stream, number):
-        self._stream, self._number = stream or os.fdopen(number, 'w'), number  # None where the program began without it
-        self._stream.reconfigure(errors='backslashreplace')  # for names that the encoding does not have
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-    def write(self, text):
-        try:
-            return self._stream.write(text)
-        except OSError:
-            self._throw_away()
-
-    def flush(self):
-        try:
-            self._stream.flush()
-        except OSError:
-            self._throw_away()
-
-    def _throw_away(self):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._number)
-        os.close(null)
+def say(text, file=None):
+    """Print a line above any progress bar. Output that cannot be written ends no run: it is thrown away."""
+    file = file or sys.stdout
+    try:
+        with tqdm.external_write_mode(file):
+            print(text.encode(file.encoding or 'utf-8', 'backslashreplace').decode(file.encoding or 'utf-8'), file=file)
+            file.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def start(main):
-    """Run a command's `main`, and end with its exit code."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:  # started with it closed: the next file would get its number, and all that is printed
-            os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = _Output(sys.stdout, 1), _Output(sys.stderr, 2)
+    """Run a command's `main` and end with its exit code. SIGTERM ends it as Ctrl-C does."""
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())
 
 
 class Progress(tqdm):
-    """A bar that says what is waited for, and a line that says how long it will take.
+    """A bar that fits 80 columns, shown in a terminal only; after a while, one line with an estimate of the time.
 
-    Without a terminal there is no bar, and nothing at all if silent.
+    `extra` is work that follows the bar, in its units.
     """
 
-    def __init__(self, what, total, unit, initial=0, silent=False):
-        self._silent, self._unit, self._remaining, self._updates = silent, f' {unit}', total - initial, 0
-        super().__init__(desc=what, total=total, initial=initial, unit=self._unit, smoothing=0.1, dynamic_ncols=True,
-                         disable=silent or not sys.stderr.isatty())
+    def __init__(self, what, total, unit, initial=0, extra=0):
+        self._unit, self._extra, self._calls, self._started = f' {unit}', extra, 0, None
+        super().__init__(desc=what, total=total, initial=initial, unit=f' {unit}', smoothing=0.1, dynamic_ncols=True,
+                         bar_format='{desc} {percentage:3.0f}%|{bar:10}| {remaining}, {rate_fmt}{postfix}',
+                         disable=not sys.stderr.isatty())
+        self._position, self._mark = initial, (time.perf_counter(), initial)
 
     def update(self, count=1):
         super().update(count)
-        self._updates += 1
-        self._remaining -= count
-        if self._updates == 1:  # its time does not count: MXNet builds its graphs
-            self._started = time.perf_counter()
-        elif self._updates == _TIMED_UPDATES:
-            speed = count * (_TIMED_UPDATES - 1) / (time.perf_counter() - self._started)
-            if self._remaining >= speed:  # a second or more
-                self.say(f'{speed:,.0f}{self._unit}/s: about {duration(self._remaining / speed)} for the '
-                         f'{self._remaining:,}{self._unit} that remain')
+        self._calls, self._position = self._calls + 1, self._position + count
+        if self._calls == 1:  # compiles or builds what the later ones use
+            self._started, self._first = time.perf_counter(), self._position
+        elif self._calls == 100:
+            rate = (self._position - self._first) / (time.perf_counter() - self._started)
+            rest = (self.total - self._position + self._extra) / rate
+            if rest >= 5:
+                say(f'{rate:,.0f}{self._unit}/s, about {duration(rest)} to go')
+
 
     def count(self, iterable):
         """The items of an iterable, each counted."""
@@ -187,36 +143,30 @@ class Progress(tqdm):
             yield item
             self.update()
 
-    def say(self, text):
-        """Print a line above the bar."""
-        if not self._silent:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+    def rate(self):
+        """Units per second since the last call."""
+        now, position = time.perf_counter(), self._position
+        before, self._mark = self._mark, (now, position)
+        return (position - before[1]) / (now - before[0])
 
 
 def duration(seconds):
-    """Seconds in words, rounded: 40 s, 5 min, 2 h 10 min."""
+    """Seconds in words: 40 s, 5 min, 2 h 10 min."""
     if seconds < 60:
         return f'{seconds:.0f} s'
     hours, minutes = divmod(round(seconds / 60), 60)
     return f'{hours} h {minutes} min' if hours else f'{minutes} min'
 
 
-def complain(message):
-    """One line on the standard error, below a bar."""
-    print(f'\n{os.path.basename(sys.argv[0])}: stopped: {message}', file=sys.stderr)
-
-
-def script(path):
-    """A script's path as it can be typed here."""
-    return min(os.path.relpath(path), path, key=len)
+def shown(path):
+    """A path as it can be typed in the working folder."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith('..') else relative
 
 
 def command(*words):
-    """A command line that runs this Python on these words: `python` where that is the one."""
-    own, found = sys.executable, shutil.which('python') or ''
-    python = 'python' if os.path.dirname(found) == os.path.dirname(own) else script(own)
-    return shlex.join([python, *map(str, words)])
+    """A command line that can be pasted into a shell."""
+    return shlex.join(map(str, words))
 
 
 def text(value):
@@ -226,54 +176,53 @@ def text(value):
     return value
 
 
-def count(text):
+def path(value):
+    """The absolute path, with ~ expanded."""
+    if '\0' in text(value):
+        raise argparse.ArgumentTypeError('it contains a null character')
+    return os.path.abspath(os.path.expanduser(value))
+
+
+def _number(value, kind, low, high, words):
+    try:
+        number = kind(value)
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or not low <= number <= high:
+        raise argparse.ArgumentTypeError(f'{value!r} is not {words}')
+    return number
+
+
+def _whole(value):
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(value) if value.strip('+-').isdecimal() else int(number)
+
+
+def count(value):
     """A whole number from 1 to 2^53 - 1, also written as 1e6."""
-    try:
-        value = int(text)
-    except ValueError:
-        try:
-            value = int(float(text)) if float(text).is_integer() else 0
-        except (ValueError, OverflowError):
-            value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 1 on, as 10000 or 1e4')
-    if value >= 2 ** 53:  # a checkpoint with more samples would be refused
-        raise argparse.ArgumentTypeError(f'{text!r} is not below 2^53')
-    return value
+    return _number(value, _whole, 1, 2 ** 53 - 1, 'a whole number from 1 on, such as 10000 or 1e4')
 
 
-def seed(text):
+def seed(value):
     """A whole number from 0 to 2^32 - 1."""
-    if not text.isdecimal() or int(text) >= 2 ** 32:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 to 2^32 - 1')
-    return int(text)
+    return _number(value, int, 0, 2 ** 32 - 1, 'a whole number from 0 to 2^32 - 1')
 
 
-def positive(text):
+def positive(value):
     """A number above 0 that float32 can hold."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.
-    if not 1e-30 <= value <= 1e30:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1e-30 to 1e30')
-    return value
+    return _number(value, float, 1e-30, 1e30, 'a number from 1e-30 to 1e30')
 
 
-def fraction(text):
+def fraction(value):
     """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to 1')
+    return _number(value, float, 0, 1, 'a number from 0 to 1')
+
+
+def numbers(value):
+    """Different whole numbers with commas between them, such as 0,1."""
+    parts = value.split(',')
+    if not all(part.isdecimal() and len(part) < 5 for part in parts) or len({*map(int, parts)}) < len(parts):
+        raise argparse.ArgumentTypeError(f'{value!r} is not a list of different whole numbers, such as 0,1')
     return value
-
-
-def numbers(text):
-    """Whole numbers with commas between them, each once: a comma-separated string."""
-    parts = text.split(',')
-    if not all(part.isdecimal() and len(part) < 5 for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a list of different whole numbers, as 0,1')
-    return text

@@ -1,0 +1,175 @@
+"""The flags of train_mnist.py, and config.json, in which a run keeps them."""
+import argparse
+import os
+
+from system import cli, devices, files
+
+from dataset.load import dataset_name
+
+# What may change when a run is resumed; everything else decides what the run is.
+MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
+              'gpu', 'gpus', 'fused', 'kvstore', 'sync_timeout')
+OF_EACH_WORKER = 'data_dir', 'logdir', 'gpu', 'gpus', 'fused'  # may differ between workers of one run
+SIZES = 'input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim'
+_OF_MODEL = (*SIZES, 'attention', 'read_size', 'write_size')  # what --init takes from the other run
+_OF_DATA = 'dataset', 'transpose', 'data_dir', 'binarization'  # this too, unless it is given
+_MAX_SIZE, _MAX_CANVASES = 4096, 2 ** 25  # the latter: pixels of an image at all steps, 128 MiB
+KL_WARMUP = 20000  # samples
+
+
+def build_parser(doc=''):
+    """The parser of train_mnist.py."""
+    parser = cli.Parser('train_mnist.py', doc)
+    add = parser.add_argument_group('data').add_argument
+    add('--dataset', type=dataset_name, metavar='NAME|PATH', default='mnist',
+        help='mnist, fashion_mnist, kmnist, fixed_mnist, two_digits, synthetic, or your own images: a folder of PNG or '
+             'JPEG files, an .npy or .npz file, or IDX files')
+    add('--data_dir', type=cli.path, metavar='DIR', default='data',
+        help='folder of the files of a named data set; those of MNIST are downloaded if missing')
+    add('--binarization', choices=('dynamic', 'static', 'threshold'), default='dynamic',
+        help='draw pixels anew at each use, draw them once, or intensity > 0.5')
+    add('--transpose', action='store_true', help='swap rows and columns, as EMNIST needs')
+    add('--input_height', '-hh', type=cli.count, metavar='N', help="pixels (default: the images' own)")
+    add('--input_width', '-ww', type=cli.count, metavar='N', help="pixels (default: the images' own)")
+    add = parser.add_argument_group('model').add_argument
+    add('--attention', action='store_true', help='read and write with selective attention')
+    add('--read_size', '-ar', type=cli.count, metavar='N', help='with --attention: read with N x N filters (default: 2)')
+    add('--write_size', '-aw', type=cli.count, metavar='N',
+        help='with --attention: write with N x N filters (default: 5)')
+    add('--num_steps', '-s', type=cli.count, metavar='N', default=64, help='time steps T')
+    add('--num_recurrent_units', '-u', type=cli.count, metavar='N', default=256, help='units of each LSTM')
+    add('--latent_dim', '-l', type=cli.count, metavar='N', default=100, help='dimensions of z_t')
+    add = parser.add_argument_group('training').add_argument
+    add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
+        help='training samples to see, rounded up to whole batches; 1e6 is accepted')
+    add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per step, of all devices together')
+    add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
+    add('--lr_decay', type=cli.fraction, metavar='X', default=0.4,
+        help='last fraction of the run, over which the learning rate falls linearly to 0')
+    add('--clip_norm', type=cli.positive, metavar='X', default=5., help="the gradient's largest global norm, nats per image")
+    add('--kl_warmup', type=cli.count, metavar='N',
+        help="training samples over which the KL's weight grows from 0 to 1; 1: no warm-up "
+             f'(default: {KL_WARMUP}, with --init 1)')
+    add('--seed', type=cli.seed, metavar='N', default=0, help='random seed (weights, data order, binarization, noise)')
+    add('--init', type=cli.path, metavar='RUN', help="start from another run's model; sizes and data set are taken from it")
+    add('--resume', type=cli.path, metavar='RUN',
+        help='continue this run; only these flags may change: ' + ', '.join(MAY_CHANGE))
+    add = parser.add_argument_group('validation and log').add_argument
+    add('--val_freq', '-f', type=cli.count, metavar='N', default=10000, help='training samples between validations')
+    add('--num_val_samples', '-v', type=cli.count, metavar='N', default=1000,
+        help='validation images used during training; all of them at the end')
+    add('--log_freq', type=cli.count, metavar='N', default=1280, help='training samples between points of the curves')
+    add('--checkpoint_freq', type=cli.count, metavar='N',
+        help='training samples between checkpoints, besides the one at each validation (default: none)')
+    add('--logdir', type=cli.path, metavar='DIR', default='results', help="folder of the runs' folders")
+    add('--name', type=_name, metavar='NAME', help="end of the name of the run's folder (default: attention or no_attention)")
+    group = parser.add_argument_group('devices')
+    devices.add_flags(group)
+    group.add_argument('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
+                       help='what sums gradients: the CPU, the devices, or a server for the workers that '
+                            'distributed.launch starts')
+    group.add_argument('--sync_timeout', type=cli.count, metavar='N', default=300,
+                       help='with dist_sync: seconds of silence after which a worker gives up')
+    return parser
+
+
+def _name(value):
+    if value in ('', '.', '..') or value != os.path.basename(value):
+        raise argparse.ArgumentTypeError(f'{value!r} is not a plain name')
+    return value
+
+
+def parse_args(argv=None, doc=''):
+    """The arguments in argv (default: the command line), checked. Those of the run to resume, or to start from, are
+    defaults. Ends the program with one line where they contradict each other."""
+    parser = build_parser(doc)
+    args = parser.parse_args(argv)
+    if args.resume or args.init:
+        with cli.one_line(parser):
+            stored = vars(read(args.resume or args.init)['arguments'])
+        names = stored.keys() - {'resume'} if args.resume else (*_OF_MODEL, *_OF_DATA)
+        parser.set_defaults(**{name: stored[name] for name in names})
+        given = parser.parse_args(argv)
+        fixed = stored.keys() - {*MAY_CHANGE, 'resume'} if args.resume else _OF_MODEL
+        for name in sorted(fixed):
+            if getattr(given, name) != stored[name]:
+                parser.error(f'argument --{name}: {getattr(given, name)} contradicts {stored[name]} of '
+                             f'{args.resume or args.init}')
+        if args.resume and (args.gpu or args.gpus):  # instead of the stored ones, not beside them
+            given.gpu, given.gpus = args.gpu, args.gpus
+        args = given
+    if not args.attention and (args.read_size or args.write_size):
+        parser.error('arguments --read_size and --write_size need --attention')
+    if args.attention:
+        args.read_size, args.write_size = args.read_size or 2, args.write_size or 5
+    if args.gpu and args.gpus:
+        parser.error('only one of --gpu and --gpus can be given')
+    args.kl_warmup = args.kl_warmup or (1 if args.init else KL_WARMUP)  # a trained model would drift from the prior
+    with cli.one_line(parser):
+        check_sizes(args)
+    return args
+
+
+def image_shape(args):
+    """(height, width) as the flags give it, or None."""
+    if (args.input_height is None) != (args.input_width is None):
+        raise cli.UserError('--input_height and --input_width go together')
+    return (args.input_height, args.input_width) if args.input_height else None
+
+
+def check_sizes(args):
+    """Raise cli.UserError for a model that is too large; the image's size may still be None."""
+    height, width = args.input_height or 1, args.input_width or 1
+    for name in ('batch_size', *SIZES):
+        if (getattr(args, name) or 1) > _MAX_SIZE:
+            raise cli.UserError(f'argument --{name}: at most {_MAX_SIZE}, not {getattr(args, name)}')
+    if args.num_steps * height * width > _MAX_CANVASES:
+        raise cli.UserError(f'{args.num_steps} steps of {height}x{width} pixels: at most {_MAX_CANVASES:,} in all')
+    side = min(args.input_height or _MAX_SIZE, args.input_width or _MAX_SIZE)
+    for name in ('read_size', 'write_size'):
+        if args.attention and getattr(args, name) > side:
+            raise cli.UserError(f"argument --{name}: {getattr(args, name)} is larger than the image's shorter side ({side})")
+
+
+def read(folder):
+    """The content of a run's config.json, with `arguments` as a Namespace whose values are checked.
+
+    Raises cli.UserError.
+    """
+    path = os.path.join(folder, 'config.json')
+    try:
+        config = files.read_json(path)
+        config['arguments'] = _stored(config['arguments'])
+        if not (isinstance(config.get('images', {}), dict) and isinstance(config.get('validation', {}), dict)):
+            raise ValueError('images or validation is not an object')
+        check_sizes(config['arguments'])
+        return config
+    except OSError as error:
+        raise cli.UserError(f'{folder} is not the folder of a run: {cli.reason(error)}') from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, cli.UserError) as error:
+        raise cli.UserError(f'{path} is not the config.json of a run: {error}') from None
+
+
+def _stored(arguments):
+    """Arguments from config.json, checked as flags are; those of a version that did not have a flag get its default."""
+    args = argparse.Namespace()
+    for action in build_parser()._actions:
+        name, value = action.dest, arguments.get(action.dest, action.default)
+        if action.nargs == 0:
+            valid = type(value) is bool or name == 'help'
+        else:
+            valid = value is None or type(value) in (int, float, str)
+        if not valid or action.choices and value not in action.choices:
+            raise ValueError(f'{name} is {value!r}')
+        if value is not None and action.type:
+            try:
+                value = action.type(str(value))
+            except argparse.ArgumentTypeError as error:
+                raise ValueError(f'{name}: {error}') from None
+        setattr(args, name, value)
+    if not args.attention:
+        args.read_size = args.write_size = None
+    if not all(getattr(args, name) for name in (*SIZES, 'batch_size', 'num_train_samples')):
+        raise ValueError('a size is missing')
+    del args.help
+    return args

@@ -1,0 +1,176 @@
+"""Parameter files, and the network of a run.
+
+best.safetensors holds the parameters with the best validation bound. checkpoint.safetensors holds the latest ones, the
+moments of Adam and the state of the run. The `__metadata__` of such a file is one JSON object, `draw`, with the state and
+`sha256`: the SHA-256 of the file with zeros in place of the checksum.
+"""
+import hashlib
+import json
+import math
+import os
+import reprlib
+
+from system import cli, files
+
+import mxnet as mx
+import numpy as np
+import safetensors.numpy
+from mxnet import nd
+
+import core
+from runs import config as configs
+
+_MAX_HEADER = 2 ** 20  # bytes
+_NO_CHECKSUM = '0' * 64
+
+
+def build_net(args):
+    """The `core.DRAW` of the flags of train_mnist.py, not initialized."""
+    image_shape = args.input_height, args.input_width
+    sizes = args.num_steps, args.num_recurrent_units, args.latent_dim
+    if args.attention:
+        blocks = (core.SelectiveAttentionRead(args.read_size, image_shape),
+                  core.SelectiveAttentionWrite(args.write_size, image_shape))
+    else:
+        blocks = core.NoAttentionRead(), core.NoAttentionWrite(image_shape)
+    return core.DRAW(*blocks, image_shape, *sizes)
+
+
+def of(net):
+    """The parameters of a network by name, {name: Parameter}."""
+    return net._collect_params_with_prefix()
+
+
+def arrays_of(net, dtype='float32'):
+    """The values of the parameters of a network, {name: numpy.ndarray}."""
+    return {name: parameter.list_data()[0].asnumpy().astype(dtype) for name, parameter in of(net).items()}
+
+
+def set_arrays(net, arrays):
+    for name, parameter in of(net).items():
+        parameter.set_data(nd.array(arrays[name]))
+
+
+def _model(net):
+    return {'image_shape': list(net.image_shape), 'num_steps': net.num_steps}  # what no parameter's shape says
+
+
+def save(path, net, arrays, state=None):
+    """Write a parameter file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str
+    net : core.DRAW
+        What the arrays belong to.
+    arrays : dict of str to numpy.ndarray
+        float32 or float16.
+    state : dict, optional
+        Whatever JSON can hold.
+
+    Raises
+    ------
+    OSError
+    """
+    text = json.dumps({'sha256': _NO_CHECKSUM, **(state or {}), 'model': _model(net)}, allow_nan=False)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors reads raw memory
+    content = bytearray(safetensors.numpy.save(arrays, {'draw': text}))
+    begin = content.index(_NO_CHECKSUM.encode())
+    content[begin:begin + 64] = hashlib.sha256(content).hexdigest().encode()
+    files.write_whole(path, content)
+
+
+def load(path, net, groups=('',)):
+    """Read a parameter file. Nothing in it is executed.
+
+    Parameters
+    ----------
+    path : str
+    net : core.DRAW
+        Need not be initialized.
+    groups : tuple of str
+        What precedes the parameters' names: the file must hold each parameter once for each of these, and nothing else.
+
+    Returns
+    -------
+    arrays : dict of str to numpy.ndarray, float32, finite
+    state : dict
+
+    Raises
+    ------
+    cli.UserError
+        The file is damaged, foreign, or belongs to another network.
+    """
+    shapes = {group + name: parameter.shape for group in groups for name, parameter in of(net).items()}
+    limit = 8 + _MAX_HEADER + 4 * sum(map(math.prod, shapes.values()))
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError('not a file')  # a pipe would block
+        with open(path, 'rb') as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError('larger than its network can be')
+        arrays, state = _parse(content)
+    except OSError as error:
+        raise cli.UserError(cli.reason(error)) from None
+    except (safetensors.SafetensorError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
+            AttributeError) as error:  # safetensors does not say which
+        raise cli.UserError(f'{path} is damaged or not a parameter file of this program: {str(error)[:200]}') from None
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != shapes or state.get('model') != _model(net):
+        wrong = min((name for name in {**found, **shapes} if found.get(name) != shapes.get(name)), default='model')
+        raise cli.UserError(f'{path} does not fit the config.json beside it: {reprlib.repr(wrong)} is '
+                            f'{found.get(wrong, reprlib.repr(state.get("model")))}, '
+                            f'expected {shapes.get(wrong, _model(net))}')
+    for name, array in arrays.items():
+        if array.dtype not in ('float32', 'float16') or not np.isfinite(array).all():
+            raise cli.UserError(f'{path} is damaged: {name} must hold finite float32 or float16 numbers')
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}, state
+
+
+def _parse(content):
+    size = int.from_bytes(content[:8], 'little')
+    if size > _MAX_HEADER:
+        raise ValueError('its header is too large')
+    state = json.loads(json.loads(content[8:8 + size])['__metadata__']['draw'])
+    checksum = state.pop('sha256')
+    unsigned = content.replace(checksum.encode(), _NO_CHECKSUM.encode(), 1)
+    if hashlib.sha256(unsigned).hexdigest() != checksum:
+        raise ValueError('its checksum is wrong')
+    return safetensors.numpy.load(content), state
+
+
+GROUPS = '', 'mean/', 'variance/'  # of a checkpoint: the parameters, and the moments of Adam
+
+
+def load_run(folder, contexts=None):
+    """The network of a run with its best parameters, or with those of the checkpoint before the first validation.
+
+    Returns
+    -------
+    net : core.DRAW
+    config : dict, from `runs.config.read`
+    path : str, of the parameter file
+
+    Raises
+    ------
+    cli.UserError
+    """
+    config = configs.read(folder)
+    try:
+        net = build_net(config['arguments'])
+    except ValueError as error:
+        raise cli.UserError(f'{folder}/config.json: {error}') from None
+    path = os.path.join(folder, 'best.safetensors')
+    groups = GROUPS[:1]
+    if not os.path.lexists(path) and os.path.lexists(os.path.join(folder, 'checkpoint.safetensors')):
+        path, groups = os.path.join(folder, 'checkpoint.safetensors'), GROUPS
+    arrays, _ = load(path, net, groups)
+    net.initialize(ctx=contexts or mx.cpu())
+    set_arrays(net, arrays)
+    return net, config, path
+
+
+def load_net(folder):
+    """The trained `core.DRAW` of a run's folder, on the CPU. Raises cli.UserError."""
+    return load_run(folder)[0]

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from dataset import load, stream
+from dataset import stream
 from pictures import paint, render
 from runs import arguments, log, storage
 
@@ -67,8 +67,8 @@ def _without_folders(command):
 
 
 def reconstructions(net, images):
-    """Rows of canvases with their windows, and the input."""
-    return paint.sheet(paint.paint(net, 0, images=images))
+    """Rows of canvases with their windows, and the original."""
+    return paint.sheet(net, paint.paint(net, 0, [mx.cpu()], images=images))
 
 
 def kl_figure(seen, table):
@@ -139,8 +139,7 @@ def read(run_dir):
     seen, kl_t = log.read_kl_per_step(run_dir)
     if not len(seen):
         raise storage.RunError(f'{run_dir} has no KL per time step in its event files')
-    grey = load.load_of_run(config, ['test']).splits['test'][:_NUM_IMAGES]
-    return stream.evaluation_images(grey, config['arguments']['binarization']), seen + samples_before(config), kl_t
+    return stream.images_of(config['arguments'], 'test', _NUM_IMAGES), seen + samples_before(config), kl_t
 
 
 def make(run_dir, name, images, seen, kl_t):
@@ -148,11 +147,11 @@ def make(run_dir, name, images, seen, kl_t):
     folder = os.path.join(FOLDER, name)
     compact_model(run_dir, folder)
     net, _, _ = storage.load_net(folder, [mx.cpu()])
-    hundred = paint.paint(net, 0, num_samples=_NUM_SAMPLES)
-    files.write_whole(f'{folder}_grid.gif', render.gif(paint.frames(hundred, paint.GRID_SCALE)))
+    render.save_gif(f'{folder}_grid.gif', paint.grid(net, paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES)))
     # Ten at a time, as sample.py does: on some processors the last bits depend on how many are painted together.
-    paint.write_gifs(paint.paint(net, 0, num_samples=_NUM_GIFS), FOLDER, name)
-    files.write_whole(f'{folder}_reconstructions.png', render.png(reconstructions(net, images)))
+    samples = paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_GIFS)
+    paint.write_gifs(net, samples, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
+    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, images))
     _save(f'{name}_kl.png', kl_figure(seen, kl_t))
 
 

@@ -1,188 +1,117 @@
-"""Start a training of several workers, watch over it, and leave no process behind.
+"""Start a run of several workers, watch over it, and leave no process behind.
 
     python -m distributed.launch -n 2 train_mnist.py --attention --kvstore dist_sync
     python -m distributed.launch -n 4 --hosts a,b train_mnist.py --kvstore dist_sync     # a and b by SSH
 
-Starts what MXNet's parameter server wants: one scheduler (here), servers and workers. MXNet itself never notices that
-one of them is gone: here, the end of one with an error ends all.
+Starts the workers, and MXNet's parameter server: a scheduler here and a server on every host. MXNet does not notice
+when one of these processes dies; the launcher then ends all of them.
 """
 import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
-_ENVIRONMENT = dict(os.environ)  # before cli sets the number of threads for this process
+_ENVIRONMENT = dict(os.environ)  # before `system` sets the number of threads of this process
 
-from system import cli, devices  # noqa: E402
+from system import cli  # noqa: E402
 
-from distributed.guard import GRACE  # noqa: E402
-
-_SERVE = [sys.executable, '-c', 'import system, mxnet']  # with DMLC_ROLE=server or scheduler the import does not return
-_STOPPED = 128 + signal.SIGTERM  # exit code of a worker that was asked to stop before its training began
+# With one of these roles `import mxnet` serves and never returns. `system` refuses them in the environment.
+_SERVE = 'import os, system; os.environ["DMLC_ROLE"] = "{}"; import mxnet'
 
 
-class Process:
-    """A process of one role below a guard, see guard.py; `host` is None for this one."""
+class Process(subprocess.Popen):
+    """The scheduler, server k or worker k, below a guard on its host."""
 
-    def __init__(self, name, host, share, environment, command):
-        self.name = f'{name} on {host}' if host else name
-        line = [sys.executable, '-m', 'distributed.guard', str(share), str(len(environment)),
-                *(f'{key}={value}' for key, value in environment.items()), *command]
+    def __init__(self, args, role, k):
+        host = None if role == 'scheduler' else args.hosts[k % len(args.hosts)]
+        self.name = f'{role} {k} on {host}' if host else f'{role} {k}'
+        self.log = tempfile.TemporaryFile() if (role, k) != ('worker', 0) else None  # noqa: SIM115  (the terminal)
+        variables = {name: value for name, value in _ENVIRONMENT.items() if name.startswith(('OMP_', 'MXNET_'))}
+        variables.update(DMLC_PS_ROOT_URI=args.address, DMLC_PS_ROOT_PORT=args.port, DMLC_NUM_WORKER=args.num_workers,
+                         DMLC_NUM_SERVER=len(args.hosts), DISTRIBUTED_LAUNCH=args.launcher,
+                         MXNET_KVSTORE_BIGARRAY_BOUND=2 ** 16)  # larger arrays are divided among the servers
+        if not host:
+            variables['DMLC_NODE_HOST'] = args.address  # listen there and nowhere else
+        variables.update({'DMLC_ROLE': role, 'DMLC_TASK_ID': k} if role == 'worker' else {'OMP_NUM_THREADS': 1})
+        line = ['env', *(f'{name}={value}' for name, value in variables.items()),
+                sys.executable, '-m', 'distributed.guard', str(-(-args.num_workers // len(args.hosts))), sys.executable,
+                *(args.command if role == 'worker' else ['-c', _SERVE.format(role)])]
         if host:
-            line = ['ssh', '-o', 'BatchMode=yes', '-o', 'ServerAliveInterval=15', host,
+            line = ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=15', '-o', 'ServerAliveInterval=5', host,
                     f'cd {shlex.quote(os.getcwd())} && exec {shlex.join(line)}']
-        self._process = subprocess.Popen(line, env=_ENVIRONMENT, stdin=subprocess.PIPE, start_new_session=True)
-
-    def code(self):
-        """The exit code, or None while it runs."""
-        return self._process.poll()
-
-    def ask_to_stop(self):
-        with contextlib.suppress(OSError):
-            os.write(self._process.stdin.fileno(), b'.')
-
-    def end(self):
-        """End it, by force after GRACE seconds; returns at once."""
-        with contextlib.suppress(OSError):  # it has ended
-            self._process.stdin.close()
-
-    def wait(self):
-        try:
-            self._process.wait(timeout=2 * GRACE)
-        except subprocess.TimeoutExpired:  # an SSH connection that is stuck
-            self._process.kill()
+        super().__init__(line, env=_ENVIRONMENT, stdin=subprocess.PIPE, stderr=self.log, bufsize=0,
+                         start_new_session=True)
 
 
-def start(args, services, workers):
-    """Start everything; appends to `services` (the scheduler and the servers) and `workers`, lists of Process."""
-    hosts = args.hosts or [None]
-    environment = {'DMLC_PS_ROOT_URI': args.address, 'DMLC_PS_ROOT_PORT': args.port,
-                   'DMLC_NUM_WORKER': args.num_workers, 'DMLC_NUM_SERVER': args.num_servers,
-                   'DISTRIBUTED_LAUNCH': args.flags}
-    if args.hosts:
-        environment.update((name, value) for name, value in _ENVIRONMENT.items() if name.startswith(('OMP_', 'MXNET_')))
-    else:
-        environment['DMLC_NODE_HOST'] = args.address  # listen there and nowhere else
-    services.append(Process('the scheduler', None, 0, {**environment, 'DMLC_ROLE': 'scheduler'}, _SERVE))
-    for k in range(args.num_servers):
-        own = {**environment, 'DMLC_ROLE': 'server'}
-        services.append(Process(f'server {k}', hosts[k % len(hosts)], 0, own, _SERVE))
-    contexts = devices.planned_contexts(args.command[1:], default=lambda batch_size: 1)
-    share = -(-args.num_workers // len(hosts)) * contexts
-    for k in range(args.num_workers):
-        own = {**environment, 'DMLC_ROLE': 'worker', 'DMLC_TASK_ID': k}
-        workers.append(Process(f'worker {k}', hosts[k % len(hosts)], share, own, [sys.executable, *args.command]))
-
-
-def watch(services, workers, stop):
-    """Wait for the workers, and ask them to stop at a signal; returns the first Process that ends with an error."""
-    asked, failed = False, None
-    while not failed and any(worker.code() is None for worker in workers):
+def watch(processes, num_workers, stop):
+    """Wait for the workers, which come first, and relay a signal to them; returns a Process that failed, or None."""
+    workers, unasked, patience = processes[:num_workers], processes[:num_workers], 2  # seconds for worker 0 to fail too
+    while patience > 0 and any(worker.poll() is None for worker in workers):
         time.sleep(0.1)
-        if stop.signal and not asked:
-            asked = True
-            for worker in workers:
-                worker.ask_to_stop()
-        failed = next((process for process in (*workers, *services) if process.code()), None)
-    failed = failed or next((worker for worker in workers if worker.code()), None)
-    return None if asked and failed and failed.code() == _STOPPED else failed
+        while stop.signal and unasked:
+            with contextlib.suppress(OSError):  # it has ended
+                unasked.pop().stdin.write(b'.')
+        if any(process.poll() for process in processes):
+            patience = 0 if workers[0].poll() is not None else patience - 0.1
+    return next((process for process in processes if process.poll()), None)
 
 
 def run(args):
     """Start, watch, end; returns the exit code."""
-    services, workers, failed = [], [], None
-    with cli.Stop() as stop:
-        try:
-            start(args, services, workers)
-            failed = watch(services, workers, stop)
-        except KeyboardInterrupt:  # the second signal
-            pass
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # it ends in time now
-        for process in (*workers, *services):
-            process.end()  # after the last worker's end the services end by themselves, as soon
-        for process in (*workers, *services):
-            process.wait()
-    if failed:
-        print(f'distributed.launch: {failed.name} ended with exit code {failed.code()}; all others were ended too',
-              file=sys.stderr)
-        return 2 if failed.code() == 2 else 1
-    return 130 if stop.signal == signal.SIGINT else 0
+    with cli.Stop() as stop, contextlib.ExitStack() as stack:  # which closes each standard input and waits for the end
+        roles = ('worker', args.num_workers), ('scheduler', 1), ('server', len(args.hosts))
+        processes = [stack.enter_context(Process(args, role, k)) for role, number in roles for k in range(number)]
+        failed = watch(processes, args.num_workers, stop)
+    if not failed or stop.signal and failed.returncode == 128 + signal.SIGTERM:  # it had not begun
+        return 130 if stop.signal == signal.SIGINT else 0
+    if failed.log:
+        sys.stderr.write(os.pread(failed.log.fileno(), 2 ** 20, 0).decode(errors='replace'))
+    print(f'distributed.launch: {failed.name} ended with exit code {failed.returncode}; all others were ended too',
+          file=sys.stderr)
+    return 2 if failed.returncode == 2 else 1
 
 
 def parse_args(parser, argv=None):
     add = parser.add_argument
     add('--num_workers', '-n', type=cli.count, metavar='N', required=True,
-        help='processes that train; the batch is shared out evenly among them')
-    add('--num_servers', '-s', type=cli.count, metavar='N', default=1, help='processes that add up the gradients')
+        help='number of workers; each batch is divided evenly among them')
     add('--hosts', type=lambda text: text.split(','), metavar='A,B',
-        help='hosts that workers and servers are started on in turn, by SSH without a password, with this Python and '
-             'this folder at the same paths; this host alone if not given')
-    add('--address', type=cli.text, metavar='IP', help='of this host, as the others reach it; found if not given')
-    add('--port', type=cli.count, metavar='N', help='of the scheduler; any free one if not given')
-    add('--module', '-m', action='store_true', help='SCRIPT is the name of a module, as in python -m')
-    add('command', metavar='SCRIPT', nargs=argparse.PARSER, help='the script and its arguments')
+        help='start the workers on these hosts in turn, by SSH; this Python and folder must have the same paths there')
+    add('--address', type=cli.text, metavar='IP', help='address at which the hosts reach this one, if not found')
+    add('command', metavar='SCRIPT', nargs=argparse.PARSER, help='script (NAME.py) or module, and its arguments')
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
-    if args.module:
+    args.hosts = args.hosts or [None]
+    args.launcher = shlex.join(['-m', 'distributed.launch', *argv[:len(argv) - len(args.command)]])
+    if not args.command[0].endswith('.py'):
         args.command.insert(0, '-m')
-    elif not os.path.isfile(args.command[0]):
-        parser.error(f'argument SCRIPT: {args.command[0]} is not a file')
-    if args.hosts and not all(host and not host.startswith('-') for host in args.hosts):
-        parser.error('argument --hosts: names with commas between them, as a,b')
-    if args.hosts and not shutil.which('ssh'):
-        parser.error('argument --hosts: there is no ssh')
-    if args.port and args.port >= 2 ** 16:
-        parser.error(f'argument --port: at most {2 ** 16 - 1}, not {args.port}')
-    args.flags = _flags(parser, args)
-    try:
-        args.address = socket.gethostbyname(args.address) if args.address else (
-            _own_address(parser, args.hosts) if args.hosts else '127.0.0.1')  # a number: MXNet does not resolve names
-    except (OSError, UnicodeError) as error:
-        parser.error(f'argument --address: {args.address}: {cli.reason(error)}')
-    args.port = _free_port(parser, args.address, args.port)
     return args
 
 
-def _flags(parser, args):
-    """The launcher's own flags, for the command to go on that a worker prints."""
-    hosts = args.hosts and ','.join(args.hosts)
-    flags = {'num_servers': args.num_servers, 'hosts': hosts, 'address': args.address, 'port': args.port}
-    return shlex.join(['-n', str(args.num_workers), *(f'--{name}={value}' for name, value in flags.items()
-                                                      if value != parser.get_default(name))])
-
-
-def _own_address(parser, hosts):
-    """This host's address on the way to the others; nothing is sent."""
-    addresses = []
-    for host in hosts:
+def find_address(args):
+    """Set args.address, by which the last host reaches this one, and args.port, a free one. Raises cli.UserError."""
+    try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect((host.rpartition('@')[2], 9))
-            except (OSError, UnicodeError) as error:  # the second of a..b
-                parser.error(f'argument --hosts: {host}: {cli.reason(error)}')
-            addresses.append(probe.getsockname()[0])
-    return next((address for address in addresses if not address.startswith('127.')), addresses[0])
-
-
-def _free_port(parser, address, port):
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port or 0))
-        except (OSError, OverflowError) as error:
-            where = f'port {port}' if port else 'any port'
-            parser.error(f'cannot listen at {address}, {where}: {cli.reason(error)}')
-        return probe.getsockname()[1]
+            probe.connect(((args.hosts[-1] or '127.0.0.1').rpartition('@')[2], 9))  # sends nothing
+            args.address = socket.gethostbyname(args.address or probe.getsockname()[0])  # MXNet resolves no names
+        with socket.create_server((args.address, 0)) as probe:
+            args.port = probe.getsockname()[1]
+    except (OSError, UnicodeError) as error:
+        raise cli.UserError(f'argument --hosts or --address: {cli.reason(error)}') from None
 
 
 def main(argv=None):
-    return run(parse_args(cli.Parser(prog='distributed.launch', doc=__doc__), argv))
+    parser = cli.Parser(prog='distributed.launch', doc=__doc__)
+    args = parse_args(parser, argv)
+    with cli.one_line(parser):
+        find_address(args)
+        return run(args)
 
 
 if __name__ == '__main__':

@@ -1,58 +1,83 @@
-"""The learning curves of a run as a picture, so that nobody needs a server to see how it went."""
+"""The learning curves of a run: CSV files of numbers, and their picture."""
+import contextlib
 import io
+import os
+import sys
+
+from system import files
 
 import numpy as np
 
+COLUMNS = ('samples_seen', 'split', 'bound', 'reconstruction', 'kl', 'gradient_norm', 'learning_rate',
+           'samples_per_second')
+_MAX_BYTES = 2 ** 27  # of a CSV file: about a million lines
 _PANELS = {'bound': 'Negative variational bound', 'reconstruction': 'Reconstruction', 'kl': 'KL'}
 _STYLES = {'train': {'color': '#8fb7de', 'linewidth': 1}, 'validation': {'color': '#b2182b', 'linewidth': 1.5}}
 
 
-def figure(curves):
-    """Bound, reconstruction and KL, each of the training batches and of the validation images.
+def kl_columns(num_steps):
+    """The columns of a kl_per_step.csv."""
+    return 'samples_seen', *(f'kl_{t}' for t in range(1, num_steps + 1))
 
-    Parameters
-    ----------
-    curves : dict
-        What `runs.log.read_scalars` returns.
 
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Of its own: pyplot, with its windows and its list of figures, is not touched.
+def line(cells):
+    """Text and numbers as a line of a CSV file."""
+    return ','.join(cell if isinstance(cell, str) else f'{cell:.12g}' for cell in cells) + '\n'
+
+
+def read(path, columns=COLUMNS):
+    """The points in a CSV file, a structured array of text in the column `split` and of float in all others.
+
+    Damaged lines are left out. A file with other columns has no points.
     """
-    from matplotlib.figure import Figure  # takes up to a second, which the start of a training need not wait for
-    picture = Figure(figsize=(12, 3.6), dpi=100, layout='constrained')
+    dtype, rows = np.dtype([(name, 'U10' if name == 'split' else float) for name in columns]), []
+    if os.path.isfile(path) and os.path.getsize(path) < _MAX_BYTES:  # a pipe would block
+        with open(path, errors='replace') as file:
+            for text in file if file.readline() == line(columns) else ():
+                with contextlib.suppress(ValueError):
+                    if text.endswith('\n'):  # not torn by a crash
+                        rows.append(np.array(tuple(text.rstrip().split(',')), dtype).item())
+    return np.array(rows, dtype)
+
+
+def cut(path, columns, seen):
+    """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing."""
+    table = read(path, columns)
+    files.write_whole(path, ''.join(map(line, [columns, *table[table['samples_seen'] <= seen]])).encode())
+
+
+def figure(table):
+    """Bound, reconstruction and KL in what `read` returns of a run's curves.csv, as a matplotlib.figure.Figure.
+
+    It is made without pyplot, which keeps a global list of figures.
+    """
+    backend = None if 'matplotlib' in sys.modules else os.environ.pop('MPLBACKEND', None)
+    import matplotlib.figure  # takes up to a second, which no run should wait for when it starts
+    if backend:  # set after the import, which fails on a Jupyter kernel's where matplotlib-inline is not installed
+        os.environ['MPLBACKEND'] = backend
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams['backend'] = backend
+    picture = matplotlib.figure.Figure(figsize=(12, 3.6), dpi=100, layout='constrained')
+    later = table['samples_seen'] >= table['samples_seen'].max(initial=0) / 10
     for axes, (name, title) in zip(picture.subplots(1, len(_PANELS)), _PANELS.items()):
-        drawn = {split: curves[split][name] for split in _STYLES if len(curves[split].get(name, ()))}
-        for split, points in drawn.items():
-            axes.plot(*points.T, label=split, marker='.' if len(points) == 1 else None, **_STYLES[split])
+        for split, style in _STYLES.items():
+            points = table[table['split'] == split]
+            marker = '.' if len(points) == 1 else None
+            axes.plot(points['samples_seen'], points[name], label=split, marker=marker, **style)
         axes.set(title=title, xlabel='training samples', ylabel='nats per image', xlim=(0, None))
-        axes.xaxis.set_major_formatter(lambda number, _: f'{number:,.0f}')
+        axes.xaxis.set_major_formatter('{x:,.0f}')
         axes.locator_params(axis='x', nbins=5)
         axes.grid(alpha=0.3)
-        if drawn:
-            _leave_out_the_start(axes, [points[:, 1] for points in drawn.values()])
-            axes.legend()
+        axes.legend()
+        shown = table[name][later & np.isfinite(table[name])]
+        if len(shown):  # the first tenth, hundreds of nats above the rest, would flatten it
+            margin = 0.05 * np.ptp(shown) or 1
+            axes.set_ylim(shown.min() - margin, shown.max() + margin)
     return picture
 
 
-def _leave_out_the_start(axes, curves):
-    """The first steps, hundreds of nats above the rest, would flatten all that follows; the ends stay in view."""
-    curves = [values[np.isfinite(values)] for values in curves]
-    values = np.concatenate(curves)
-    if len(values):
-        low, usual, high = np.quantile(values, [0, 0.95, 1])
-        high = min(high, max(usual + 0.5 * (usual - low), *(curve[-1] for curve in curves if len(curve))))
-        margin = 0.05 * (high - low) or 1.
-        axes.set_ylim(low - margin, high + margin)
-
-
-def png(curves):
-    """The figure as the bytes of a PNG file; None where there are no points yet."""
-    if not any(len(points) for split in curves.values() for points in split.values()):
-        return None
-    from matplotlib import style
+def png(table):
+    """The figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    with style.context('default'):  # a user's own settings may want what is not there, LaTeX for instance
-        figure(curves).savefig(file, format='png')
+    figure(table).savefig(file, format='png')
     return file.getvalue()

@@ -1,0 +1,75 @@
+"""Event files for TensorBoard, written by mxboard."""
+import contextlib
+import os
+import time
+
+from system import compat
+
+import numpy as np
+
+try:
+    from mxboard import summary
+    from mxboard.event_file_writer import EventsWriter
+    from mxboard.proto.event_pb2 import Event, SessionLog
+except TypeError:  # of protobuf
+    raise compat.Unsupported("mxboard needs protobuf 3.20 (pip install 'protobuf<3.21'), and cannot be imported in a "
+                             'process that has imported tensorboard') from None
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Name the file in an OSError, and in that of `open`, which mxboard turns into a ValueError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        error = error.__context__ if isinstance(error, ValueError) else error
+        error.filename = error.filename or path
+        raise error from None
+
+
+class Events(EventsWriter):
+    """A new event file in `folder`; TensorBoard drops all steps above `seen` that earlier ones hold.
+
+    It is written in the calling thread: the thread of mxboard's SummaryWriter hangs on a full disk. Raises OSError.
+    """
+
+    def __init__(self, folder, seen):
+        # TensorBoard reads files in the order of their names, and clocks can be set back: the number comes first.
+        self.path = os.path.join(folder, f'{len(os.listdir(folder)):06d}.events')
+        super().__init__(self.path, verbose=False)
+        with naming(self.path):
+            self.init_with_suffix('')
+        self.path = self._filename
+        self._write(file_version='brain.Event:2')
+        self._write(step=seen + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, **event):
+        with naming(self.path):
+            self.write_event(Event(wall_time=time.time(), **event))
+            self.flush()
+
+    def add(self, seen, content):
+        """Write what a function of mxboard.summary returns."""
+        self._write(step=seen, summary=content)
+
+    def add_scalar(self, tag, seen, number):
+        """Write a number."""
+        self.add(seen, summary.scalar_summary(tag, np.array(number)))  # mxboard's own array would be one of shape (1,)
+
+    def add_table(self, tag, seen, rows):
+        """Write a dict as a table of two columns."""
+        lines = [f'{name} | {value}' for name, value in {'name': 'value', '---': '---', **rows}.items()]
+        text = '\n'.join(lines).encode(errors='backslashreplace').decode()  # a path need not be valid text
+        content = summary.text_summary(tag, text)
+        content.value[0].tag = tag  # mxboard leaves it empty
+        content.value[0].tensor.ClearField('tensor_shape')  # or TensorBoard shows a table in a table
+        self.add(seen, content)
+
+    def close(self):
+        """Close the file. Raises nothing."""
+        try:
+            super().close()
+        except OSError:  # already raised by `add`: what the disk has no room for goes nowhere
+            with open(os.devnull, 'wb') as null:
+                os.dup2(null.fileno(), self._recordio_writer._writer.fileno())
+            super().close()

@@ -113,8 +113,11 @@ def main(argv=None):
     args = config.parse_args(argv, __doc__)
     parser = config.build_parser()
     command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
-    with cli.one_line(parser), workers.join(args.kvstore, args.sync_timeout) as group:
+    with cli.one_line(parser), workers.join(args.kvstore, args.sync_timeout) as group, cli.one_line(parser):
         contexts = devices.contexts(args)
+        if args.batch_size % (group.size * len(contexts)):
+            raise cli.UserError(f'argument --batch_size: {args.batch_size} images cannot be divided evenly among '
+                                f'{group.size * len(contexts)} devices')
         initial = params.arrays_of(params.load_net(args.init)) if args.init and not args.resume else None
         if not args.resume:
             check_writable(args.logdir)
@@ -125,7 +128,8 @@ def main(argv=None):
             cli.say(line)
         images = stream.TrainingStream(data.splits['train'], args.binarization, args.seed)
         validation_images = stream.evaluation_images(data.splits['validation'], args.binarization)
-        group.check_same({**vars(args), **versions(), 'images': data.facts['splits']})
+        group.check_same({**{name: value for name, value in vars(args).items() if name not in config.OF_EACH_WORKER},
+                          **versions(), 'images': data.facts['splits']})
         with Run(args, command, data.facts, group) as run:
             training = Training(args, contexts, group)
             if initial:
@@ -137,7 +141,7 @@ def main(argv=None):
             run.begin(training)
             train(training, images, validation_images, run)
             finish(training, validation_images, run)
-    return 0
+        return run.code
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def join(kvstore, timeout):
-    """The group of --kvstore and --sync_timeout: Workers with 'dist_sync', Alone otherwise. Raises cli.UserError."""
+    """The group for --kvstore and --sync_timeout: Workers with 'dist_sync', Alone otherwise. Raises cli.UserError."""
     if kvstore == 'dist_sync':
         return Workers(timeout)
     if os.environ.get('DMLC_ROLE') == 'worker':
@@ -25,7 +25,7 @@ def join(kvstore, timeout):
 class Alone(contextlib.AbstractContextManager):
     """A group of one worker, and what Workers inherit from it.
 
-    All workers run the same code, each on its part of every batch, so they call the same methods in the same order.
+    All workers run the same code, each on its part of every batch, and call the same methods in the same order.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Alone(contextlib.AbstractContextManager):
     def _add_up(self, keys, arrays):
         if keys[0] not in self._keys:
             self._keys.add(keys[0])
-            self._kvstore.init(keys, [copies[0] for copies in arrays])  # tells the shapes; a sum replaces the values
+            self._kvstore.init(keys, [copies[0] for copies in arrays])  # for the shapes; the first sum replaces these
         self._kvstore.pushpull(keys, arrays)
 
     def gather(self, array, number):
@@ -124,7 +124,7 @@ class Workers(Alone):
             sys.stdout.flush()
             os._exit(error.code if kind is SystemExit else 1)
         self.any(False)  # waits for the others
-        self._kvstore = None  # MXNet takes leave of the scheduler
+        self._kvstore = None  # MXNet signs off at the scheduler
         self._heard = float('inf')
 
     def gather(self, array, number):
@@ -140,6 +140,7 @@ class Workers(Alone):
     def _watch(self):
         while time.monotonic() < self._heard + self._timeout:
             time.sleep(0.2)
-        cli.complain(f'worker {self.rank} has heard nothing from the others for {self._timeout:g} seconds')
+        cli.say(f'train_mnist.py: worker {self.rank} has heard nothing from the others for {self._timeout:g} seconds',
+                sys.stderr)
         sys.stdout.flush()
         os._exit(1)

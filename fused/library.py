@@ -9,7 +9,7 @@ import stat
 import subprocess
 import tempfile
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'draw.c')
+SOURCES = [os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ('draw.c', 'panels.h')]
 COMPILERS = 'cc', 'gcc', 'clang'
 # No -ffast-math: NaN and infinity must reach the bound. Products and sums are fused, in the same way for AVX2 and AVX-512.
 FLAGS = ('-std=gnu11', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp',
@@ -40,7 +40,7 @@ def cache_folder():
 
 def compile_to(path, compiler, *flags):
     """Compile draw.c. Raises OSError, subprocess.SubprocessError."""
-    subprocess.run([compiler, *FLAGS, *flags, SOURCE, '-o', path], check=True, capture_output=True, text=True, timeout=300)
+    subprocess.run([compiler, *FLAGS, *flags, SOURCES[0], '-o', path], check=True, capture_output=True, text=True, timeout=300)
 
 
 def _load(compiler):
@@ -74,9 +74,11 @@ def _key(compiler):
                              timeout=60).stdout
     with open('/proc/cpuinfo') as file:
         processor = sorted({line for line in file if line.startswith(('model name', 'flags'))})
-    with open(SOURCE, 'rb') as file:
-        parts = file.read(), compiler.encode(), version.encode(), ''.join(processor).encode(), ' '.join(FLAGS).encode()
-    return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:32]
+    parts = [compiler, version, *processor, *FLAGS]
+    for source in SOURCES:
+        with open(source, encoding='utf-8') as file:
+            parts.append(file.read())
+    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:32]
 
 
 def _is_private(status):

@@ -30,20 +30,22 @@ def read(path, columns=COLUMNS):
 
     Damaged lines are left out. A file with other columns has no points.
     """
-    dtype, rows = np.dtype([(name, 'U10' if name == 'split' else float) for name in columns]), []
+    kinds, rows = [str if name == 'split' else float for name in columns], []
     if os.path.isfile(path) and os.path.getsize(path) < _MAX_BYTES:  # a pipe would block
         with open(path, errors='replace') as file:
             for text in file if file.readline() == line(columns) else ():
-                with contextlib.suppress(ValueError):
-                    if text.endswith('\n'):  # not torn by a crash
-                        rows.append(np.array(tuple(text.rstrip().split(',')), dtype).item())
-    return np.array(rows, dtype)
+                cells = text.split(',')
+                if text.endswith('\n') and len(cells) == len(columns):  # a crash may tear the last line
+                    with contextlib.suppress(ValueError):
+                        rows.append(tuple(kind(cell) for kind, cell in zip(kinds, cells)))
+    return np.array(rows, [(name, 'U10' if kind is str else kind) for name, kind in zip(columns, kinds)])
 
 
 def cut(path, columns, seen):
     """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing."""
     table = read(path, columns)
-    files.write_whole(path, ''.join(map(line, [columns, *table[table['samples_seen'] <= seen]])).encode())
+    kept = table[table['samples_seen'] <= seen].tolist()
+    files.write_whole(path, ''.join(map(line, [columns, *kept])).encode())
 
 
 def figure(table):

@@ -18,7 +18,7 @@ except TypeError:  # of protobuf
 
 @contextlib.contextmanager
 def naming(path):
-    """Name the file in an OSError, and in that of `open`, which mxboard turns into a ValueError."""
+    """Name the file in an OSError. mxboard turns the OSError of `open` into a ValueError."""
     try:
         yield
     except (OSError, ValueError) as error:

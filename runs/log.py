@@ -37,7 +37,7 @@ class Log:
         curves.cut(self._path('curves.csv'), curves.COLUMNS, seen)
         curves.cut(self._path('kl_per_step.csv'), curves.kl_columns(arguments['num_steps']), seen)
         for split in SPLITS:
-            if os.path.islink(self._path(split)):  # a stranger's run could have it write elsewhere
+            if os.path.islink(self._path(split)):  # a stranger's run could lead elsewhere
                 raise cli.UserError(f'{self._path(split)} is a symbolic link')
             os.makedirs(self._path(split), exist_ok=True)
             self._events[split] = Events(self._path(split), seen)
@@ -51,8 +51,8 @@ class Log:
             file.write(curves.line(cells))
 
     def bound(self, split, seen, reconstruction, kl, **optimization):
-        """A point of the curves: the negative variational bound in nats per image and, for 'train', the other columns
-        of curves.COLUMNS (gradient_norm is that before clipping)."""
+        """A point of the curves: the negative variational bound in nats per image. `optimization` is for the split
+        'train' and has the last three of curves.COLUMNS; gradient_norm is the norm before clipping."""
         numbers = {'bound': reconstruction + kl, 'reconstruction': reconstruction, 'kl': kl}
         for name, number in numbers.items():
             self._events[split].add_scalar(f'nats_per_image/{name}', seen, number)

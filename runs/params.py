@@ -125,7 +125,7 @@ def load(path, net, groups=('',)):
     for name, array in arrays.items():
         if array.dtype not in ('float32', 'float16') or not np.isfinite(array).all():
             raise cli.UserError(f'{path} is damaged: {name} must hold finite float32 or float16 numbers')
-    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}, state
+    return {name: arrays[name].astype(np.float32, copy=False) for name in shapes}, state  # safetensors' order is random
 
 
 def _parse(content):

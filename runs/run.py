@@ -50,6 +50,7 @@ class Run:
     def __init__(self, args, command, facts, group):
         self.args, self.config, self.folder, self.log = args, {}, args.resume, None
         self._command, self._facts, self._group = command, facts, group
+        self.code = 0  # of the program, after the context
         self._training, self._stop, self._stack = None, cli.Stop(), contextlib.ExitStack()
         self._resumes = bool(args.resume) and not group.scratch
 
@@ -144,8 +145,9 @@ class Run:
             return False
         if line:
             cli.say(line, sys.stderr if code in (1, 2) else sys.stdout)
-        if code or kind:
+        if code in (1, 2):
             raise SystemExit(code)
+        self.code = code
         return True
 
     def _ending(self, error):

@@ -9,4 +9,3 @@ from system import devices  # noqa: E402
 devices.set_environment()
 compat.check_libraries()  # after OMP_NUM_THREADS is set, which libgomp reads when it is loaded
 compat.restore_numpy_names()
-compat.check_mxnet()

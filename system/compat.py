@@ -24,6 +24,8 @@ def install_excepthook():
     usual = sys.excepthook
 
     def hook(kind, error, traceback):
+        if kind is OSError and 'cannot open shared object file' in str(error):  # an MXNet for CUDA without its libraries
+            kind, error = Unsupported, '{}; see "GPU" in README.md: driver, libraries, LD_LIBRARY_PATH'.format(error)
         if hasattr(sys, 'ps1') or kind not in (Unsupported, KeyboardInterrupt):  # ps1: an interactive prompt
             return usual(kind, error, traceback)
         if kind is Unsupported:
@@ -47,8 +49,8 @@ def check():
             platform.system(), platform.machine()))
     if sys.flags.optimize > 1:
         raise Unsupported('MXNet 1.9.1 needs docstrings: run without python -OO (PYTHONOPTIMIZE=2)')
-    if os.environ.get('DMLC_ROLE') in ('server', 'scheduler') and 'DRAW_SERVICE' not in os.environ:
-        raise Unsupported('DMLC_ROLE={} is set, which makes `import mxnet` wait for ever: unset it'.format(
+    if os.environ.get('DMLC_ROLE', 'worker') != 'worker':
+        raise Unsupported('DMLC_ROLE={} in the environment makes `import mxnet` wait for ever: unset it'.format(
             os.environ['DMLC_ROLE']))
     try:
         os.getcwd()
@@ -93,11 +95,3 @@ def restore_numpy_names():
             if not hasattr(numpy, name):
                 setattr(numpy, name, value)
 
-
-def check_mxnet():
-    """Raise Unsupported where `import mxnet` fails: a wheel for CUDA without its libraries or the driver."""
-    try:
-        import mxnet  # noqa: F401
-    except OSError as error:
-        raise Unsupported('MXNet cannot be loaded ({}): see "GPU" in README.md for the driver, the libraries and '
-                          'LD_LIBRARY_PATH, or install mxnet==1.9.1 for the CPU'.format(error))

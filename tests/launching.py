@@ -1,4 +1,4 @@
-"""What the tests of several workers share: starting a launcher, and looking at the processes it has started."""
+"""What the tests of several workers share: starting a launcher, and looking at the processes that it has started."""
 import contextlib
 import os
 import subprocess
@@ -6,9 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from commands import ROOT, TIME_OUT
-
-DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
+from commands import TIME_OUT
 
 
 def launcher(num_workers, path, *argv, options=()):
@@ -16,15 +14,17 @@ def launcher(num_workers, path, *argv, options=()):
     return [sys.executable, '-m', 'distributed.launch', '-n', str(num_workers), *options, str(path), *map(str, argv)]
 
 
-def launched(num_workers, *argv, **kwargs):
-    """A training with so many workers, to its end."""
-    return subprocess.run(launcher(num_workers, ROOT / 'train_mnist.py', *argv, *DIST), capture_output=True, text=True,
+def launched(num_workers, path, *argv, options=(), **kwargs):
+    """A launcher that has ended, and left no process."""
+    done = subprocess.run(launcher(num_workers, path, *argv, options=options), capture_output=True, text=True,
                           timeout=TIME_OUT, **kwargs)
+    assert_no_process_is_left()
+    return done
 
 
 @contextlib.contextmanager
 def running(line, is_ready):
-    """The process of a command, once `is_ready()`; what it prints is in output.txt."""
+    """The process of a command, once `is_ready()`; what it prints is in output.txt. At the end no process is left."""
     with open('output.txt', 'w') as output:
         process = subprocess.Popen(line, stdout=output, stderr=output)
         try:
@@ -34,6 +34,7 @@ def running(line, is_ready):
         finally:
             process.kill()
             process.wait()
+    assert_no_process_is_left()
 
 
 def wait_for(condition, seconds=60):
@@ -44,26 +45,32 @@ def wait_for(condition, seconds=60):
 
 
 def processes():
-    """{process: arguments} of everything that works in this folder."""
+    """{process: words of its command line} of all that work in this folder."""
     found = {}
     for entry in Path('/proc').iterdir():
-        if entry.name.isdecimal():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if os.readlink(entry / 'cwd') == os.getcwd() and int(entry.name) != os.getpid():
+                if os.readlink(entry / 'cwd') == os.getcwd():
                     found[int(entry.name)] = (entry / 'cmdline').read_bytes().decode().split('\0')
     return found
 
 
 def assert_no_process_is_left():
-    wait_for(lambda: not processes(), seconds=15)
+    wait_for(lambda: not processes(), seconds=10)
 
 
-def role(name, rank=None):
-    """The process that has this role, not its guard; None where there is none yet."""
-    marks = [f'DMLC_ROLE={name}'] + ([] if rank is None else [f'DMLC_TASK_ID={rank}'])
-    for process, argv in processes().items():
+def find(*words, guard=False):
+    """The process, or its guard, that has these words in its command line or environment; None if there is none."""
+    for process, line in processes().items():
         with contextlib.suppress(OSError):
-            environment = Path(f'/proc/{process}/environ').read_bytes().decode().split('\0')
-            if 'distributed.guard' not in argv and all(mark in environment for mark in marks):
+            text = ' '.join(line) + Path(f'/proc/{process}/environ').read_bytes().decode()
+            if ('distributed.guard' in line) == guard and all(word in text for word in words):
                 return process
     return None
+
+
+SCHEDULER, SERVER = ('"scheduler"',), ('"server"',)  # for `find`
+
+
+def worker(rank):
+    return 'DMLC_ROLE=worker', f'DMLC_TASK_ID={rank}\0'

@@ -1,5 +1,5 @@
-"""What is logged, what a stopped and resumed run leaves of it, and what TensorBoard makes of it."""
-import inspect
+"""What is recorded, what a stopped and resumed run leaves of it, and what TensorBoard makes of it."""
+import errno
 import io
 import os
 import re
@@ -7,34 +7,30 @@ import resource
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
-import mxnet as mx
+from system import cli
+
 import numpy as np
 import pytest
-from mxboard.record_writer import masked_crc32c
-from mxnet import autograd
 from PIL import Image
 
 import browser
 import train_mnist
-from commands import ARGV, Killed, assert_same_curves, only_folder, resume, script, stop_after
+from commands import ARGV, Killed, T, assert_same_curves, only_folder, read_curves, read_kl_per_step, resume, stop_after
 from idx import write_mnist
 from pictures import curves
 from runs import storage
-from runs.log import SPLITS, Log, NoLog, read_kl_per_step, read_scalars
-from test_fuzz import mutate
+from runs.log import SPLITS, Log
 
 ROOT = Path(__file__).resolve().parent.parent
-MUTATIONS = 200
-T = 3
+ARGUMENTS = {'num_steps': T}
 NATS = {f'nats_per_image/{name}' for name in ('bound', 'reconstruction', 'kl')}
 TRAINING = {f'training/{name}' for name in ('gradient_norm', 'learning_rate', 'samples_per_second')}
-GRADIENTS = {f'training_gradients/{part}'
-             for part in ('initial_states', 'read', 'encoder', 'posterior', 'decoder', 'write')}
+GRADIENTS = {f'training_gradients/{name}' for name in
+             ('initial_states', 'read', 'encoder', 'posterior', 'decoder', 'write')}
+RESULT = 'result/bound_nats_per_image'
 
 
 @pytest.fixture(scope='module')
@@ -57,229 +53,184 @@ def logdir(tmp_path_factory):
     return folder
 
 
-def event_files(folder, split='train'):
-    return sorted((Path(folder) / split).glob('events.out.tfevents.*'))
+@pytest.fixture
+def log(tmp_path):
+    log = Log(str(tmp_path), ARGUMENTS)
+    yield log
+    log.close()
 
 
-# What lies in the files
+def python(program, *argv, **kwargs):
+    return subprocess.run([sys.executable, '-X', 'dev', '-W', 'ignore', '-c', program, *map(str, argv)], text=True,
+                          capture_output=True, timeout=120, **kwargs)
 
-def test_curves_have_no_fold(logdir):
-    whole = read_scalars(logdir / 'whole')
-    assert list(whole['train']['bound'][:, 0]) == list(range(16, 193, 16))
-    assert list(whole['validation']['bound'][:, 0]) == [64, 128, 192]
+
+# CSV files
+
+def test_curves_of_a_resumed_run_have_no_fold(logdir):
+    assert list(read_curves(logdir / 'whole', 'train')['samples_seen']) == list(range(16, 193, 16))
+    assert list(read_curves(logdir / 'whole', 'validation')['samples_seen']) == [64, 128, 192]
     assert_same_curves(logdir / 'resumed', logdir / 'whole')
-    assert [len(event_files(logdir / name)) for name in ('whole', 'resumed')] == [1, 4]
+    assert [len(os.listdir(logdir / name / 'train')) for name in ('whole', 'resumed')] == [1, 4]
 
 
-def test_bound_is_the_sum_of_its_parts(logdir):
-    for found in read_scalars(logdir / 'whole').values():
-        np.testing.assert_allclose(found['bound'][:, 1], found['reconstruction'][:, 1] + found['kl'][:, 1], rtol=1e-6)
+def test_numbers_fit_together(logdir):
+    table = curves.read(logdir / 'whole' / 'curves.csv')
+    np.testing.assert_allclose(table['bound'], table['reconstruction'] + table['kl'], rtol=1e-6)
+    for name in curves.COLUMNS[-3:]:
+        assert (np.isfinite(table[name]) == (table['split'] == 'train')).all()
+    seen, *kl_t = np.transpose(read_kl_per_step(logdir / 'whole'))
+    assert list(seen) == [64, 128, 192] and len(kl_t) == T
+    np.testing.assert_allclose(sum(kl_t), table['kl'][table['split'] == 'validation'], rtol=1e-6)
 
 
-def test_kl_per_step_is_read_back(logdir):
-    seen, kl_t = read_kl_per_step(logdir / 'whole')
-    assert list(seen) == [64, 128, 192] and kl_t.shape == (3, T)
-    np.testing.assert_allclose(kl_t.sum(axis=1), read_scalars(logdir / 'whole')['validation']['kl'][:, 1], rtol=1e-6)
+def test_every_point_can_be_read_at_once(log, tmp_path):
+    log.bound('train', 1280, 3., 2., samples_per_second=0.1)
+    assert (tmp_path / 'curves.csv').read_text() == f'{",".join(curves.COLUMNS)}\n1280,train,5,3,2,nan,nan,0.1\n'
+    log.kl_per_step(10 ** 9 + 1, np.array([1, 2.5, 1 / 3], np.float32))
+    head, line = (tmp_path / 'kl_per_step.csv').read_text().splitlines()
+    assert head == 'samples_seen,kl_1,kl_2,kl_3' and line.startswith('1000000001,1,2.5,0.33333')
 
 
-def test_every_event_can_be_read_at_once(tmp_path):
-    log = Log(str(tmp_path), {})
-    for seen in (16, 32):
+@pytest.mark.parametrize('end', [
+    '', '32,train,1,', '32,validation,1,2,3,4,5,6', '24,train,1\n', '24,train,1,2,3,4,5,__import__("os")\n',
+    '24,train,1,2,3,4,5,6,7\n', '\0\n\n\xff,\n'])
+def test_resumed_run_keeps_whole_lines_up_to_its_checkpoint(log, tmp_path, end):
+    for seen in (16, 32, 48, 64):
         log.bound('train', seen, 3., 2.)
-        assert read_scalars(tmp_path)['train']['bound'].tolist() == [[s, 5.] for s in range(16, seen + 1, 16)]
+    with open(tmp_path / 'curves.csv', 'a', encoding='latin-1') as file:
+        file.write(end)
+    Log(str(tmp_path), ARGUMENTS, seen=32).close()
+    assert list(read_curves(tmp_path, 'train')['samples_seen']) == [16, 32]
+    assert (tmp_path / 'curves.csv').read_text().count('\n') == 3
+
+
+@pytest.mark.parametrize('name', ['curves.csv', 'kl_per_step.csv'])
+@pytest.mark.parametrize('make', [
+    os.mkfifo, lambda path: path.symlink_to('mine'), lambda path: path.symlink_to(path.name),
+    lambda path: path.symlink_to('/dev/zero'), lambda path: path.write_bytes(b'PK\3\4\xff' * 999),
+    lambda path: path.write_text('samples_seen,samples_seen\n1,1\n')], ids=range(6))
+def test_stranger_s_csv_file_gives_way(tmp_path, name, make):
+    (tmp_path / 'mine').write_text('mine\n1\n')
+    make(tmp_path / name)
+    log = Log(str(tmp_path), ARGUMENTS, seen=16)
+    log.bound('train', 32, 3., 2.)
+    log.kl_per_step(32, np.ones(T))
     log.close()
+    assert (tmp_path / name).read_text().count('\n') == 2 and not (tmp_path / name).is_symlink()
+    assert (tmp_path / 'mine').read_text() == 'mine\n1\n'
 
 
-def test_a_clock_set_back_changes_no_order(tmp_path, monkeypatch):
-    for clock, number in ((2e9, 1.), (1e9, 2.), (0., 3.)):
+# Event files
+
+def test_event_files_are_in_order_though_the_clock_was_set_back(tmp_path, monkeypatch):
+    """TensorBoard reads them by name."""
+    found = []
+    for clock in (2e9, 1e9, 1e9):
         monkeypatch.setattr(time, 'time', lambda clock=clock: clock)
-        log = Log(str(tmp_path), {}, seen=16)
-        log.bound('train', 32, number, 0.)
-        log.close()
-        assert read_scalars(tmp_path)['train']['bound'].tolist() == [[32, number]]
+        Log(str(tmp_path), ARGUMENTS).close()
+        names = sorted(os.listdir(tmp_path / 'train'))
+        assert names[:-1] == found and len(names) == len(found) + 1
+        found = names
 
 
-def test_a_run_of_thousands_of_sittings_goes_on(tmp_path):
-    """A checkpoint knows nothing of the event files, so their number is of no concern to it."""
-    for split in SPLITS:
-        (tmp_path / split).mkdir()
-        for number in range(1, 4001):
-            (tmp_path / split / f'events.out.tfevents.{number:06d}').touch()
-    log = Log(str(tmp_path), {}, seen=16)
-    log.bound('validation', 32, 3., 2.)
-    log.close()
-    assert event_files(tmp_path)[-1].name == 'events.out.tfevents.004001'
-    assert read_scalars(tmp_path)['validation']['bound'].tolist() == [[32, 5.]]
+def test_mxboard_that_cannot_be_imported_is_one_line():
+    done = python('import tensorboard.compat.proto.event_pb2, runpy; runpy.run_path("train_mnist.py", {}, "__main__")',
+                  cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
+    assert "pip install 'protobuf<3.21'" in done.stderr and 'tensorboard' in done.stderr
 
 
-def test_what_is_no_event_file_is_left_alone(tmp_path):
-    (tmp_path / 'mine').write_text('mine')
-    (tmp_path / 'train').mkdir()
-    (tmp_path / 'train' / 'events.out.tfevents.000007').symlink_to(tmp_path / 'mine')
-    os.mkfifo(tmp_path / 'train' / 'events.out.tfevents.000008')
-    log = Log(str(tmp_path), {})
-    log.bound('train', 16, 3., 2.)
-    log.close()
-    assert (tmp_path / 'mine').read_text() == 'mine'
-    assert (tmp_path / 'train' / 'events.out.tfevents.000009').exists()
-    assert read_scalars(tmp_path)['train']['bound'].tolist() == [[16, 5.]]
-
-
-def test_damaged_event_files_are_read_as_far_as_they_go(logdir, tmp_path):
-    rng = np.random.default_rng(4)
-    whole = event_files(logdir / 'whole')[0].read_bytes()
-    (tmp_path / 'train').mkdir()
-    path = tmp_path / 'train' / 'events.out.tfevents.000001'
-    for _ in range(MUTATIONS):
-        path.write_bytes(mutate(whole, rng))
-        read_scalars(tmp_path)
-    for _ in range(MUTATIONS):
-        content = mutate(whole[16:200], rng)  # with a right checksum
-        length = len(content).to_bytes(8, 'little')
-        path.write_bytes(b''.join(part + masked_crc32c(part).to_bytes(4, 'little') for part in (length, content)))
-        read_scalars(tmp_path)
-    points = set()
-    for length in range(0, len(whole), 997):
-        path.write_bytes(whole[:length])
-        points.add(len(read_scalars(tmp_path)['train'].get('bound', ())))
-    assert min(points) == 0 and max(points) >= 11 and len(points) > 3
-
-
-def test_folder_without_events(tmp_path):
-    assert read_scalars(tmp_path) == {'train': {}, 'validation': {}}
-    assert [len(array) for array in read_kl_per_step(tmp_path)] == [0, 0]
-
-
-def test_gradients_of_all_parameters_are_counted_once(tmp_path, monkeypatch):
-    net = storage.build_net({'input_height': 28, 'input_width': 28, 'num_steps': T, 'num_recurrent_units': 8,
-                             'latent_dim': 4, 'attention': True, 'read_size': 2, 'write_size': 5})
-    net.initialize()
-    with autograd.record():
-        net(mx.nd.ones((2, 784)), mx.nd.ones((T, 2, 4)))[0].sum().backward()
-    log, found = Log(str(tmp_path), {}), {}
-    monkeypatch.setattr(log, '_add', lambda split, tag, seen, histo: found.update({tag: histo}))
-    log.gradients(net, 16)
-    log.close()
-    sizes = {name: parameter.data().size for name, parameter in storage.parameters(net).items()}
-    assert found.keys() == GRADIENTS
-    assert sum(sum(histogram.bucket) for histogram in found.values()) == sum(sizes.values())
-    assert sum(found['training_gradients/read'].bucket) == sum(n for name, n in sizes.items() if name[:5] == 'read.')
-
-
-def test_a_log_that_writes_nothing_has_the_same_methods():
-    def public(kind):
-        return {name for name, _ in inspect.getmembers(kind, callable) if not name.startswith('_')}
-
-    assert public(NoLog) == public(Log) and len(public(Log)) > 5
-    for name in public(NoLog):
-        assert getattr(NoLog(), name)(1, word=2) is None
+def test_a_link_out_of_the_run_is_not_followed(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'train').symlink_to(tmp_path)
+    with pytest.raises(cli.UserError, match='train is a symbolic link'):
+        Log(str(tmp_path / 'run'), ARGUMENTS)
+    assert os.listdir(tmp_path) == ['run']
 
 
 # Full disks
 
-@pytest.mark.parametrize('name', ['train', 'validation'])
-def test_event_file_that_cannot_be_opened_is_named(tmp_path, name):
-    """No more open files stand for no more files on the disk."""
-    (tmp_path / name).write_text('mine')
-    with pytest.raises(OSError) as error:
-        Log(str(tmp_path), {})
-    assert error.value.filename == str(tmp_path / name) and error.value.errno
-
-
-@pytest.mark.parametrize('room', [0, 10, 100, 1000])
-def test_full_disk_is_told_with_the_name_of_the_file(tmp_path, room):
+@pytest.mark.parametrize('room, name', [(0, 'curves.csv'), (104, 'train/'), (1000, 'train/')])
+def test_full_disk_is_told_with_the_name_of_the_file(tmp_path, room, name):
     """A limit on the size of a file stands for the full disk. The program that meets it ends by itself."""
-    program = ('import sys, system; from runs.log import Log\n'
-               'try:\n'
-               '    log = Log(sys.argv[1], {})\n'
-               '    for seen in range(1000):\n'
-               '        log.bound("train", seen, 3., 2.)\n'
-               'except OSError as error:\n'
-               '    print(error.filename)\n')
-    done = subprocess.run([sys.executable, '-c', program, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    done = python('import sys, system; from runs.log import Log\n'
+                  'try:\n'
+                  f'    log = Log(sys.argv[1], {ARGUMENTS})\n'
+                  '    for seen in range(1000):\n'
+                  '        log.bound("train", seen, 3., 2.)\n'
+                  'except OSError as error:\n'
+                  '    print(error.filename)\n'
+                  '    "log" in globals() and log.close()\n', tmp_path,
+                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
     assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout == f'{event_files(tmp_path)[0]}\n'
-    whole = read_scalars(tmp_path)['train'].get('bound', ())
-    assert len(whole) > 2 if room == 1000 else len(whole) == 0
+    assert done.stdout.startswith(f'{tmp_path}/{name}') and done.stdout.count('\n') == 1
 
 
-def test_what_follows_a_full_disk_is_read(tmp_path):
-    """The next sitting has a file of its own, after the one with the torn end."""
-    for split in SPLITS:
-        log = Log(str(tmp_path), {})
-        log.bound(split, 16, 3., 2.)
-        log.close()
-        with open(event_files(tmp_path, split)[-1], 'ab') as file:
-            file.write(b'\x40\0\0\0')
-        log = Log(str(tmp_path), {}, seen=16)
-        log.bound(split, 32, 4., 2.)
-        log.close()
-        assert read_scalars(tmp_path)[split]['bound'].tolist() == [[16, 5.], [32, 6.]]
+def test_line_that_the_disk_has_no_room_for(log, tmp_path):
+    (tmp_path / 'curves.csv').unlink()
+    (tmp_path / 'curves.csv').symlink_to('/dev/full')
+    with pytest.raises(OSError) as error:
+        log.bound('train', 16, 3., 2.)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / 'curves.csv'))
+
+
+def test_event_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr('socket.gethostname', lambda: 'no/folder')  # it is part of the name
+    with pytest.raises(FileNotFoundError) as error:
+        Log(str(tmp_path), ARGUMENTS)
+    assert error.value.filename.startswith(f'{tmp_path}/train/')
+
+
+def test_sync_reaches_every_file(log, tmp_path, monkeypatch):
+    found = set()
+    monkeypatch.setattr(os, 'fsync', lambda file: found.add(os.readlink(f'/proc/self/fd/{file}')))
+    log.sync()
+    assert found == {str(path) for path in tmp_path.rglob('*') if path.is_file()} and len(found) == 4
 
 
 # Learning curves as a picture
 
 def test_curves_are_drawn(logdir):
-    found = read_scalars(logdir / 'whole')
-    panels = curves.figure(found).axes
-    assert len(panels) == 3
+    panels = curves.figure(curves.read(logdir / 'whole' / 'curves.csv')).axes
     for axes, name in zip(panels, ('bound', 'reconstruction', 'kl')):
         assert axes.get_xlabel() == 'training samples' and axes.get_ylabel() == 'nats per image'
-        lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
-        assert lines.keys() == set(SPLITS)
-        for split in SPLITS:
-            np.testing.assert_array_equal(lines[split], found[split][name])
+        for line, split in zip(axes.get_lines(), SPLITS):
+            points = read_curves(logdir / 'whole', split)
+            assert line.get_label() == split
+            np.testing.assert_array_equal(line.get_data(), [points['samples_seen'], points[name]])
     with Image.open(logdir / 'whole' / 'curves.png') as picture:
         assert picture.format == 'PNG' and min(picture.size) > 300
-    assert 'matplotlib.pyplot' not in sys.modules
 
 
-def test_view_leaves_out_the_start_and_nothing_else():
-    """Not the end of a validation that rises, which has few points."""
-    seen = np.arange(1, 1001)
-    bound = np.stack([seen, 90 + 450. * (seen < 10) + np.sin(seen)], axis=1)
-    axes = curves.figure({'train': {'bound': bound}, 'validation': {}}).axes[0]
-    low, high = axes.get_ylim()
-    assert low < bound[:, 1].min() and bound[10:, 1].max() < high < 100
-    rising = np.array([[250, 100.], [500, 120], [750, 150], [1000, 190]])
-    axes = curves.figure({'train': {'bound': bound}, 'validation': {'bound': rising}}).axes[0]
-    assert axes.get_ylim()[0] < 89.1 and 190 < axes.get_ylim()[1] < 200
+def test_view_leaves_out_the_start_and_nothing_else(log, tmp_path):
+    for seen in range(1, 1001):
+        log.bound('train', seen, 90 + 450. * (seen < 10) + np.sin(seen), 0.)
+    for seen, bound in ((250, 100.), (500, np.nan), (750, 150.), (1000, 190.)):
+        log.bound('validation', seen, bound, 0.)
+    low, high = curves.figure(curves.read(tmp_path / 'curves.csv')).axes[0].get_ylim()
+    assert 80 < low < 89.1 and 190 < high < 200
 
 
-def test_no_curves_no_picture(tmp_path):
-    assert curves.png(read_scalars(tmp_path)) is None
+@pytest.mark.parametrize('backend', ['module://matplotlib_inline.backend_inline', 'svg'])
+def test_backend_in_the_environment_costs_no_curves(log, tmp_path, backend):
+    """That of a Jupyter kernel, for instance. One that matplotlib knows stays in force."""
+    log.bound('train', 16, 3., 2.)
+    done = python('import os, sys; from pictures import curves; picture = curves.png(curves.read("curves.csv"))\n'
+                  'open("own.png", "wb").write(picture); import matplotlib\n'
+                  'print("matplotlib.pyplot" in sys.modules, os.environ["MPLBACKEND"], matplotlib.get_backend())',
+                  cwd=tmp_path, env={**os.environ, 'MPLBACKEND': backend})
+    loaded, environment, used = done.stdout.split()
+    assert (loaded, environment, used == backend) == ('False', backend, backend == 'svg')
+    log.save_curves()
+    assert (tmp_path / 'own.png').read_bytes() == (tmp_path / 'curves.png').read_bytes()
 
 
-def test_stopped_run_has_its_curves(workplace, monkeypatch):
-    step = train_mnist.Training.step
-
-    def stopped(training, x):
-        numbers = step(training, x)
-        if training.seen == 48:
-            os.kill(os.getpid(), 2)
-        return numbers
-
-    monkeypatch.setattr(train_mnist.Training, 'step', stopped)
-    assert train_mnist.main([*ARGV, '-t', '1e6']) == 130
-    assert (only_folder('results') / 'curves.png').exists()
-
-
-def test_a_user_s_settings_of_matplotlib_do_not_count(logdir, monkeypatch):
-    import matplotlib
-    monkeypatch.setenv('PATH', '')
-    monkeypatch.setitem(matplotlib.rcParams, 'text.usetex', True)  # there is no latex there
-    assert curves.png(read_scalars(logdir / 'whole')) == (logdir / 'whole' / 'curves.png').read_bytes()
-
-
-@pytest.mark.parametrize('own, reason', [
-    ({'MPLBACKEND': 'nonsense'}, 'nonsense'), ({'MATPLOTLIBRC': '/proc/self/mem'}, 'Input/output error')], ids=str)
-def test_matplotlib_that_cannot_draw_ends_no_training(workplace, own, reason):
-    done = script('train_mnist.py', *ARGV, '-t', '32', env={**os.environ, **own})
-    folder = only_folder('results')
-    assert done.returncode == 0 and not (folder / 'curves.png').exists()
-    note, = (line for line in done.stdout.splitlines() if line.startswith('Note: '))
-    assert note.startswith(f'Note: {folder}/curves.png was not drawn: ') and reason in note
+def test_picture_that_cannot_be_drawn_ends_no_run(log, tmp_path, capsys):
+    (tmp_path / 'curves.png').mkdir()
+    log.save_curves()
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith(f'Note: {tmp_path}/curves.png was not drawn: ') and 'directory' in line
 
 
 # A real TensorBoard
@@ -288,7 +239,7 @@ def test_matplotlib_that_cannot_draw_ends_no_training(workplace, own, reason):
 def tensorboard(request, logdir):
     """Ask TensorBoard, with its fast reader and with the one in Python: a function from a path and its query."""
     with browser.tensorboard(logdir, 'resumed', '--load_fast', request.param) as (_, ask):
-        browser.wait_for(lambda: 'result' in ask('plugin/text/tags').get('whole/validation', ()))
+        browser.wait_for(lambda: RESULT in ask('plugin/scalars/tags').get('whole/validation', ()))
         yield ask
 
 
@@ -300,39 +251,43 @@ def tags(tensorboard, plugin, run='whole'):
 @pytest.mark.parametrize('run', ['whole', 'resumed'])
 def test_tensorboard_shows_the_curves(tensorboard, logdir, run):
     """Those of train and validation under one name, so that they share a chart; also after three kills."""
-    assert tags(tensorboard, 'scalars', run) == {'train': NATS | TRAINING, 'validation': NATS}
-    for split, found in read_scalars(logdir / run).items():
-        for tag in tags(tensorboard, 'scalars', run)[split]:
-            points = np.array(tensorboard('plugin/scalars/scalars', run=f'{run}/{split}', tag=tag))[:, 1:]
-            np.testing.assert_allclose(points, found[tag.split('/')[1]], rtol=1e-6, err_msg=tag)
+    assert tags(tensorboard, 'scalars', run) == {'train': NATS | TRAINING, 'validation': NATS | {RESULT}}
+    for split in SPLITS:
+        points = read_curves(logdir / run, split)
+        for tag in tags(tensorboard, 'scalars', run)[split] - {RESULT}:
+            seen, values = np.array(tensorboard('plugin/scalars/scalars', run=f'{run}/{split}', tag=tag)).T[1:]
+            np.testing.assert_array_equal(seen, points['samples_seen'])
+            np.testing.assert_allclose(values, points[tag.split('/')[1]], rtol=1e-6, err_msg=tag)
+    (_, seen, bound), = tensorboard('plugin/scalars/scalars', run=f'{run}/validation', tag=RESULT)
+    assert seen == 192 and bound == pytest.approx(storage.read_config(logdir / run)['validation']['bound'], rel=1e-6)
 
 
-@pytest.mark.parametrize('run', ['whole', 'resumed'])
-def test_tensorboard_shows_the_pictures(tensorboard, run):
-    assert tags(tensorboard, 'images', run) == {'validation': {'pictures/samples', 'pictures/reconstructions'}}
+def test_tensorboard_shows_the_pictures(tensorboard):
+    assert tags(tensorboard, 'images', 'resumed') == {'validation': {'pictures/samples', 'pictures/reconstructions'}}
     for tag in ('pictures/samples', 'pictures/reconstructions'):
-        pictures = tensorboard('plugin/images/images', run=f'{run}/validation', tag=tag, sample=0)
-        assert [picture['step'] for picture in pictures] == [64, 128, 192]
-        for picture in pictures:
-            png = tensorboard('plugin/images/individualImage', **dict(urllib.parse.parse_qsl(picture['query'])))
-            width, height = Image.open(io.BytesIO(png)).size
-            assert width >= (T + 1) * 28 and height >= 6 * 28
+        found = tensorboard('plugin/images/images', run='resumed/validation', tag=tag, sample=0)
+        assert [picture['step'] for picture in found] == [64, 128, 192]
+        png = tensorboard('plugin/images/individualImage', **dict(urllib.parse.parse_qsl(found[-1]['query'])))
+        width, height = Image.open(io.BytesIO(png)).size
+        assert width >= T * 28 and height >= 6 * 28
 
 
-def test_tensorboard_shows_the_gradients(tensorboard):
+def test_tensorboard_shows_the_gradients(tensorboard, logdir):
+    """Each number of each parameter is in one of the histograms."""
     assert tags(tensorboard, 'histograms')['train'] == GRADIENTS
-    histograms = tensorboard('plugin/histograms/histograms', run='whole/train', tag='training_gradients/write')
-    assert [step for _, step, _ in histograms] == [64, 128, 192]
-    for _, _, bins in histograms:
-        assert sum(number for _, _, number in bins) == pytest.approx((25 + 5) * (8 + 1))
+    sizes = dict.fromkeys([64, 128, 192], 0)
+    for tag in GRADIENTS:
+        for _, step, bins in tensorboard('plugin/histograms/histograms', run='whole/train', tag=tag):
+            sizes[step] += sum(number for _, _, number in bins)
+    net, _, _ = storage.load_net(logdir / 'whole', [train_mnist.mx.cpu()])
+    assert set(sizes.values()) == {storage.num_weights(net)}
 
 
 def test_tensorboard_shows_the_kl_of_all_steps_in_one_histogram(tensorboard, logdir):
     assert tags(tensorboard, 'histograms')['validation'] == {'time_steps/kl'}
     histograms = tensorboard('plugin/histograms/histograms', run='whole/validation', tag='time_steps/kl')
-    seen, kl_t = read_kl_per_step(logdir / 'whole')
-    assert [step for _, step, _ in histograms] == list(seen)
-    for (_, _, bins), expected in zip(histograms, kl_t):
+    for (_, step, bins), (seen, *expected) in zip(histograms, read_kl_per_step(logdir / 'whole')):
+        assert step == seen
         for t, kl in enumerate(expected, start=1):
             inside = sum(height for left, right, height in bins if t - 0.5 < (left + right) / 2 < t + 0.5)
             assert inside == pytest.approx(kl, abs=1e-4)
@@ -344,12 +299,12 @@ def test_tensorboard_shows_the_configuration_and_the_result(tensorboard, logdir)
     for split, tag, expected in (('train', 'configuration', config['arguments']),
                                  ('validation', 'result', config['validation'])):
         text, = tensorboard('plugin/text/text', run=f'whole/{split}', tag=tag)
+        assert text['text'].count('<table') == 1
         for name, value in expected.items():
             assert re.search(rf'<td>{name}</td>\s*<td>{re.escape(str(value))}</td>', text['text']), name
 
 
 def test_table_of_any_arguments(tmp_path):
-    log = Log(str(tmp_path), {'data_dir': 'a|b \udcff', 'gpus': None})
-    log.close()
-    content, = (path.read_bytes() for path in event_files(tmp_path))
-    assert rb'a\|b \udcff' in content
+    Log(str(tmp_path), {**ARGUMENTS, 'data_dir': 'a \udcff', 'gpus': None}).close()
+    path, = (tmp_path / 'train').iterdir()
+    assert rb'a \udcff' in path.read_bytes()

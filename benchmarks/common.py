@@ -1,7 +1,7 @@
-"""What the three programs of the benchmark share, so that they do the same work on one clock. Needs no framework."""
-import argparse
+"""What the programs of the comparison share, so that all do the same work on one clock. Needs no framework."""
 import json
 import os
+import statistics
 import time
 
 import numpy as np
@@ -12,29 +12,25 @@ SIZES = {'batch_size': 64, 'input_height': 28, 'input_width': 28, 'num_steps': 6
 _STEPS_PER_BLOCK = 4
 
 
-def add_iterations(parser, count=int):
-    parser.add_argument('--iterations', type=count, metavar='N', default=20,
-                        help=f'timed steps, in blocks of up to {_STEPS_PER_BLOCK}')
+def add_flags(parser, sizes=(*SIZES,), count=int):
+    """Add the sizes, by default all of them, and the number of timed steps."""
+    for name in sizes:
+        parser.add_argument(f'--{name}', type=count, metavar='N', default=SIZES[name], help='as in train_mnist.py')
+    parser.add_argument('--blocks', type=count, metavar='N', default=5,
+                        help=f'timed blocks of {_STEPS_PER_BLOCK} training steps')
 
 
-def parse_peer_args(prog, doc, argv=None, compiles=False):
-    parser = argparse.ArgumentParser(prog=prog, description=doc)
+def parse_args(parser, argv=None):
+    """The command line of a program that times one training step."""
     parser.add_argument('--attention', action='store_true', help='read and write with selective attention')
-    for name, default in SIZES.items():
-        parser.add_argument(f'--{name}', type=int, metavar='N', default=default, help='as in train_mnist.py')
-    add_iterations(parser)
-    parser.add_argument('--agreement', metavar='FILE', help='for the tests: the loss and gradients at FILE.npz')
-    if compiles:
-        parser.add_argument('--compile', action='store_true', help='torch.compile; the first step takes minutes')
+    add_flags(parser)
     return parser.parse_args(argv)
 
 
-def arguments(args):
-    """The command line of the flags that decide how much work is timed; all three programs take it."""
-    flags = ['--attention'] if args.attention else []
-    for name in (*SIZES, 'iterations'):
-        flags += [f'--{name}', str(getattr(args, name))]
-    return flags
+def size_flags(args):
+    """The flags of train_mnist.py that give it the sizes in `args`."""
+    names = [name for name in SIZES if args.attention or name not in ('read_size', 'write_size')]
+    return ['--attention'] * args.attention + [f'--{name}={getattr(args, name)}' for name in names]
 
 
 def num_threads():
@@ -67,66 +63,54 @@ def random_parameters(args):
             else np.zeros(shape, 'float32') for name, shape in parameter_shapes(args).items()}
 
 
-def random_images(args):
-    """Random binary images, (batch_size, height * width), the same in every program."""
-    return (np.random.RandomState(0).rand(args.batch_size, _num_pixels(args)) > 0.8).astype('float32')
+def random_images(args, number):
+    """Random binary images, (number, height * width), a fifth of their pixels 1."""
+    return (np.random.RandomState(0).rand(number, _num_pixels(args)) > 0.8).astype('float32')
 
 
 def _num_pixels(args):
     return args.input_height * args.input_width
 
 
-def measure(step, wait, args):
+def measure(build, args):
     """Time training steps.
 
     Parameters
     ----------
-    step : callable
-        Starts one step.
-    wait : callable
-        Returns when all started steps are done.
+    build : callable
+        Makes the network and its optimizer, and returns two functions: one starts a training step, the other waits for
+        all steps that were started.
     args : argparse.Namespace
 
     Returns
     -------
     dict
-        `first_step_s` with the building of graphs, `step_s` and `samples_per_s` from the median over blocks of steps,
-        each block waited for; `peak_memory_mib` of the process.
+        `first_step_s`: from the call of `build` to the end of the first step. `samples_per_s`: from the median over
+        blocks of steps, each waited for; the second step is not counted. `peak_memory_mib` of the process.
     """
     def seconds(num_steps):
         started = time.perf_counter()
         for _ in range(num_steps):
             step()
         wait()
-        return (time.perf_counter() - started) / num_steps
+        return time.perf_counter() - started
 
-    first = seconds(1)
+    started = time.perf_counter()
+    step, wait = build()
     seconds(1)
-    blocks = [seconds(min(_STEPS_PER_BLOCK, args.iterations - done))
-              for done in range(0, args.iterations, _STEPS_PER_BLOCK)]
-    step_s = float(np.median(blocks))
-    return {'first_step_s': round(first, 4), 'step_s': round(step_s, 6),
-            'samples_per_s': round(args.batch_size / step_s, 1), 'peak_memory_mib': round(memory_mib('VmHWM'), 1)}
+    first_step_s = time.perf_counter() - started
+    seconds(1)
+    step_s = statistics.median(seconds(_STEPS_PER_BLOCK) for _ in range(args.blocks)) / _STEPS_PER_BLOCK
+    return {'first_step_s': round(first_step_s, 3), 'samples_per_s': round(args.batch_size / step_s, 2),
+            'peak_memory_mib': round(peak_memory_mib(), 1)}
 
 
-def memory_mib(field):
-    """VmRSS (resident now) or VmHWM (its peak) of this process; ru_maxrss would include the parent's before exec."""
+def peak_memory_mib():
+    """VmHWM of this process; ru_maxrss would include the parent's before exec."""
     with open('/proc/self/status') as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
+        return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 1024
 
 
-def print_result(program, args, result):
-    """A line for people, then a line of JSON."""
-    print(f'{program}: {result["samples_per_s"]:,} samples/s, first step {result["first_step_s"]:.2f} s, '
-          f'peak memory {result["peak_memory_mib"]:,.0f} MiB')
-    settings = {'attention': args.attention, **{name: getattr(args, name) for name in SIZES}}
-    print(json.dumps({'program': program, **settings, 'threads': num_threads(), **result}), flush=True)
-
-
-def peer_agreement(path, loss_and_gradients):
-    """Read parameters, `x` and `eps` from <path>.npz; write the loss and the gradients to <path>.out.npz."""
-    with np.load(f'{path}.npz') as file:
-        params = dict(file)
-    x, eps = params.pop('x'), params.pop('eps')
-    loss, gradients = loss_and_gradients(params, x, eps)
-    np.savez(f'{path}.out.npz', loss=loss, **gradients)
+def print_result(version, result):
+    """Print a result as one line of JSON, the last one of the output."""
+    print(json.dumps({'version': version, **result}), flush=True)

@@ -1,14 +1,16 @@
 """DRAW in JAX, compiled by XLA: the same training step as this project's, to be timed side by side with it.
 
 One step = fresh noise, forward, KL + BCE in nats, backward and an Adam update, on random binary images.
-Prints one JSON line with the median samples per second.
+Prints one line of JSON.
+
+    python -m benchmarks.draw_jax --attention
 """
-import os
+import argparse
 
 import jax
 import jax.numpy as jnp
 
-import common
+from benchmarks import common
 
 INITIAL = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
 
@@ -115,24 +117,20 @@ def loss_and_gradients(args, arrays, x, eps):
     return float(loss), gradients
 
 
-def main(argv=None):
-    args = common.parse_peer_args('draw_jax.py', __doc__, argv)
-    # XLA takes as many threads as there are processors to run on, whatever OMP_NUM_THREADS says.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:common.num_threads()])
-    if args.agreement:
-        common.peer_agreement(args.agreement, lambda *arrays: loss_and_gradients(args, *arrays))
-        return
+def build(args):
+    """A function that starts a training step, and one that waits for all that were started."""
     params, train_step = to_jax(common.random_parameters(args)), make_train_step(args)
     zeros = jax.tree_util.tree_map(jnp.zeros_like, params)
-    x, state = jnp.array(common.random_images(args)), (params, zeros, zeros, jnp.array(0.), jax.random.PRNGKey(0))
+    state = params, zeros, zeros, jnp.array(0.), jax.random.PRNGKey(0)
+    x = jnp.array(common.random_images(args, args.batch_size))
 
     def step():
         nonlocal state
         state = train_step(state, x)
 
-    result = common.measure(step, wait=lambda: jax.block_until_ready(state), args=args)
-    common.print_result('jax', args, {**result, 'num_parameters': sum(param.size for param in params.values())})
+    return step, lambda: jax.block_until_ready(state)
 
 
 if __name__ == '__main__':
-    main()
+    args = common.parse_args(argparse.ArgumentParser(description=__doc__))
+    common.print_result(f'JAX {jax.__version__}', common.measure(lambda: build(args), args))

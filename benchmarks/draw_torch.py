@@ -1,12 +1,16 @@
 """DRAW in PyTorch: the same training step as this project's, to be timed side by side with it.
 
 One step = fresh noise, forward, KL + BCE in nats, backward and an Adam update, on random binary images.
-Prints one JSON line with the median samples per second.
+Prints one line of JSON.
+
+    python -m benchmarks.draw_torch --attention
 """
+import argparse
+
 import torch
 from torch.nn import functional as F
 
-import common
+from benchmarks import common
 
 INITIAL = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
 
@@ -94,29 +98,22 @@ def loss_and_gradients(args, arrays, x, eps):
     return loss.item(), {name: param.grad.numpy() for name, param in params.items()}
 
 
-def main(argv=None):
-    args = common.parse_peer_args('draw_torch.py', __doc__, argv, compiles=True)
+def build(args):
+    """A function that starts a training step, and one that waits for it: on the CPU, nothing runs after a call."""
     torch.set_num_threads(common.num_threads())
-    if args.agreement:
-        common.peer_agreement(args.agreement, lambda *arrays: loss_and_gradients(args, *arrays))
-        return
     torch.manual_seed(0)
-    params, loss_fn = to_torch(common.random_parameters(args)), make_loss(args)
-    if args.compile:
-        loss_fn = torch.compile(loss_fn)
+    params, loss = to_torch(common.random_parameters(args)), make_loss(args)
     optimizer = torch.optim.Adam(params.values(), 1e-3, fused=True)
-    x = torch.tensor(common.random_images(args))
+    x = torch.tensor(common.random_images(args, args.batch_size))
 
     def step():
         optimizer.zero_grad()
-        loss_fn(params, x, torch.randn(args.num_steps, args.batch_size, args.latent_dim)).backward()
+        loss(params, x, torch.randn(args.num_steps, args.batch_size, args.latent_dim)).backward()
         optimizer.step()
 
-    # On the CPU nothing runs after a call has returned: nothing to wait for.
-    result = common.measure(step, wait=lambda: None, args=args)
-    common.print_result('torch.compile' if args.compile else 'torch', args,
-                        {**result, 'num_parameters': sum(param.numel() for param in params.values())})
+    return step, lambda: None
 
 
 if __name__ == '__main__':
-    main()
+    args = common.parse_args(argparse.ArgumentParser(description=__doc__))
+    common.print_result(f'PyTorch {torch.__version__}', common.measure(lambda: build(args), args))

@@ -1,0 +1,125 @@
+"""Time this project's training step: images, noise, forward, loss, backward, clipping and Adam.
+
+    python -m benchmarks.draw_gluon --attention                 # one line of JSON
+    python -m benchmarks.draw_gluon --attention --fused off     # without the operator
+    python -m benchmarks.draw_gluon --attention --profile       # where the time goes
+"""
+import collections
+import os
+import statistics
+import tempfile
+import time
+import types
+
+from system import cli, devices
+
+import mxnet as mx
+from mxnet import autograd, nd
+
+from benchmarks import common, limits
+from dataset import stream
+from distributed import workers
+from runs import config
+from runs.training import Training
+
+_NUM_IMAGES = 1000
+
+
+def training_images(args):
+    """A stream of random images, as train_mnist.py reads them."""
+    intensities = (255 * common.random_images(args, _NUM_IMAGES)).astype('uint8')
+    return stream.TrainingStream(intensities, args.binarization, args.seed)
+
+
+def make_step(args, group=None):
+    """A `Training` on the CPU, and a function that makes one step as the loop of train_mnist.py does.
+
+    The function calls its argument with the name of each stage that has ended.
+    """
+    training, images = Training(args, [mx.cpu()], group or workers.Alone()), training_images(args)
+
+    def step(after=lambda stage: None):
+        losses = []
+        for x, eps in zip(*training.batch(images)):
+            after('images and noise')
+            with autograd.record():
+                canvas, mu, log_sigma = training.forward(x, eps)
+                after('forward')
+                reconstruction, kl = training.loss(canvas, mu, log_sigma, x)
+                bound = (reconstruction + training.kl_weight() * kl).sum() / args.batch_size
+            after('loss')
+            bound.backward()
+            after('backward')
+            losses.append((reconstruction, kl))
+        training.update(losses)
+        after('clipping and Adam')
+
+    return training, step
+
+
+def time_steps(args):
+    """Speed and memory, and the part of the time that the matrix products would take at two rates."""
+    result = common.measure(lambda: (make_step(args)[1], nd.waitall), args)
+    step_s = args.batch_size / result['samples_per_s']
+    for name, rate in ('peak', limits.peak_rate(devices.threads())), ('sgemm', limits.sgemm_rate()):
+        result[f'{name}_gflops'] = round(2e-9 * rate, 1)
+        result[f'share_of_{name}'] = float(f'{limits.multiply_adds(args) / rate / step_s:.4g}')
+    return result
+
+
+def profile(args):
+    """Print the median time of each stage, and of the functions of draw.c in it."""
+    training, step = make_step(args)
+    for _ in range(2):
+        step()
+    stages, inside = collections.defaultdict(list), collections.defaultdict(list)
+
+    def after(stage):
+        nonlocal last
+        nd.waitall()
+        now = time.perf_counter()
+        stages[stage].append(now - last)
+        last = now
+
+    def timed(stage, function):
+        def call(*arguments):
+            started = time.perf_counter()
+            function(*arguments)
+            inside[stage].append(time.perf_counter() - started)
+        return call
+
+    if training.forward is not training.net:
+        library = training.forward.library
+        training.forward.library = types.SimpleNamespace(
+            draw_floats=library.draw_floats, draw_forward=timed('forward', library.draw_forward),
+            draw_backward=timed('backward', library.draw_backward))
+    for _ in range(4 * args.blocks):
+        last = time.perf_counter()
+        step(after)
+    ms = {stage: 1e3 * statistics.median(seconds) for stage, seconds in stages.items()}
+    print('| stage | ms per step | share | in draw.c, ms |\n|---|---|---|---|')
+    for stage in ms:
+        in_c = f'{1e3 * statistics.median(inside[stage]):.1f}' if inside[stage] else ''
+        print(f'| {stage} | {ms[stage]:.1f} | {ms[stage] / sum(ms.values()):.1%} | {in_c} |')
+    print(f'| all | {sum(ms.values()):.1f} | | |')
+
+
+def main(argv=None):
+    parser = cli.Parser('draw_gluon.py', __doc__)
+    parser.add_argument('--fused', choices=('on', 'off'), default='on', help='use the operator in fused/, or not')
+    parser.add_argument('--compile', action='store_true', help='compile the operator anew, and forget it')
+    parser.add_argument('--profile', action='store_true', help='time the parts of a step instead')
+    own = common.parse_args(parser, argv)
+    args = config.parse_args([*common.size_flags(own), '--fused', own.fused])
+    args.blocks = own.blocks
+    with cli.one_line(parser), tempfile.TemporaryDirectory() as folder:
+        if own.compile:
+            os.environ['XDG_CACHE_HOME'] = folder
+        if own.profile:
+            profile(args)
+        else:
+            common.print_result(f'MXNet {mx.__version__}', time_steps(args))
+
+
+if __name__ == '__main__':
+    cli.start(main)

@@ -1,0 +1,70 @@
+"""How fast a training step can be: its matrix products, and the rates at which the processor multiplies and adds."""
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+
+from system import cli
+
+from mxnet import nd
+
+from fused import library
+
+_REPEATS = 20
+
+
+def multiply_adds(args):
+    """Multiply-adds of the matrix products of one training step, for the whole batch.
+
+    Those of Eqns. 1-8, 21 and 27-29. The backward pass has two products for each one of the forward pass, but one where
+    x is a factor. Products that stand for elementwise work (the filters, expansions) are not counted.
+    """
+    units, latent_dim, N, M = args.num_recurrent_units, args.latent_dim, args.read_size, args.write_size
+    height, width = args.input_height, args.input_width
+    per_image, per_step = 0, units * 2 * latent_dim + (latent_dim + units) * 4 * units   # Eqns. 1-2, 7
+    if args.attention:
+        per_step += (2 * N * N + 2 * units) * 4 * units                                  # Eqn. 5
+        per_step += 2 * 5 * units + units * M * M                                        # Eqn. 21 twice, w_t
+        per_step += 2 * (N * height * width + N * width * N)                             # Eqn. 27, for x and x_hat
+        per_step += M * M * width + height * M * width                                   # Eqn. 29
+    else:
+        num_pixels = height * width
+        per_image = num_pixels * 4 * units                                               # Eqn. 5: x, once
+        per_step += (num_pixels + 2 * units) * 4 * units + units * num_pixels            # Eqns. 5, 18
+    return args.batch_size * (2 * per_image + 3 * args.num_steps * per_step)
+
+
+def peak_rate(threads):
+    """Multiply-adds per second with all operands in registers: what no program can exceed. Raises cli.UserError."""
+    compiler = next(filter(None, map(shutil.which, library.COMPILERS)), None)
+    if not compiler:
+        raise cli.UserError('the peak of the processor is measured in C, and there is no compiler (cc, gcc or clang)')
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'peak.c')
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([compiler, *library.FLAGS, source, '-o', f'{folder}/peak.so'], check=True)
+        measured = ctypes.CDLL(f'{folder}/peak.so').multiply_adds
+    measured.restype, result = ctypes.c_double, ctypes.c_float()
+    rounds, factor = ctypes.c_long(10 ** 6), ctypes.c_float(0.5)
+    return _best(lambda: measured(rounds, threads, factor, ctypes.byref(result)))
+
+
+def sgemm_rate(size=1024):
+    """Multiply-adds per second of a float32 product of two matrices in MXNet (oneDNN): what a good library reaches."""
+    a = nd.ones((size, size))
+
+    def product():
+        nd.FullyConnected(a, a, num_hidden=size, no_bias=True).wait_to_read()
+        return size ** 3
+
+    return _best(product)
+
+
+def _best(action):
+    """The best rate of an action that returns how many multiply-adds it made."""
+    rates = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        rates.append(action() / (time.perf_counter() - started))
+    return max(rates)

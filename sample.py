@@ -1,8 +1,11 @@
-"""Sample from a trained DRAW, or reconstruct test images: GIFs of images as they are painted.
+"""Sample from a trained DRAW, or reconstruct test images.
 
-    python sample.py                             # ten samples of the model in assets/draw_w_attn
-    python sample.py RUN --reconstruct       # ten test images, each reconstruction beside its input
-    python sample.py RUN --grid samples.gif  # a hundred samples painted at once; .png: the finished samples
+    # ten samples of the model in assets/, a GIF each
+    python sample.py
+    # ten test images, each reconstruction beside its input
+    python sample.py RUN --reconstruct
+    # a hundred samples in one GIF; FILE.png: finished ones
+    python sample.py RUN --grid samples.gif
 """
 import os
 
@@ -88,18 +91,18 @@ def run(args):
         images = stream.evaluation_images(data.splits['test'][:args.num_samples], arguments['binarization'])
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)
     samples = os.path.join(args.run, 'samples')
-    folder = (os.path.dirname(args.file) or '.') if args.file else (args.output_dir or samples)
-    if folder == samples and os.path.islink(samples):
+    folder = (os.path.dirname(args.file) or '.') if args.file else (args.output_dir or cli.shown(samples))
+    if os.path.abspath(folder) == samples and os.path.islink(samples):
         raise cli.UserError(f'{samples} is a symbolic link; choose another folder with --output_dir')
     is_new = check_writable(folder)
     try:
-        with cli.Progress('painting', total, 'images') as bar:
-            paintings = map(_finite, bar.count(paint.paint(net, args.seed, total, images=images)))
-            names = _write(args, paintings, folder, f'{kind}_seed{args.seed}' if args.seed else kind)
+        paintings = paint.paint(net, args.seed, total, images=images)
+        with cli.progress('painting', total, 'images', iterable=paintings) as bar:
+            names = _write(args, map(_finite, bar), folder, f'{kind}_seed{args.seed}' if args.seed else kind)
     finally:
         if is_new and not os.listdir(folder):
             os.rmdir(folder)
-    cli.say(f'{total} {kind}{"s" if total > 1 else ""} of {path}: {names}')
+    cli.say(f'{total} {kind}{"s" if total > 1 else ""} of {cli.shown(path)}: {names}')
 
 
 def main(argv=None):

@@ -1,12 +1,15 @@
-"""Train DRAW with Gluon, logging to TensorBoard through mxboard.
+"""Train DRAW with Gluon, and log the run to TensorBoard.
 
-    python train_mnist.py --attention                  # the paper's MNIST model: 64 steps, reads 2x2, writes 5x5
-    python train_mnist.py --dataset synthetic -t 1e5   # needs no files and no network
+    # the paper's MNIST model
+    python train_mnist.py --attention
+    # your own images, resized
     python train_mnist.py --dataset ~/photos -hh 32 -ww 32
-    python train_mnist.py --resume results/RUN         # continue after a stop, a crash or a power cut
+    # continue after Ctrl-C, a crash or a power cut
+    python train_mnist.py --resume results/RUN
 """
 import shlex
 import sys
+import time
 
 from system import cli, devices
 
@@ -39,13 +42,13 @@ def train(training, images, validation_images, run):
     ------
     Stopped, runs.training.NotFinite, OSError
     """
-    args, recent = training.args, []
+    args, recent, speeds, mark = training.args, [], [], time.perf_counter()
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
 
     def is_due(frequency):
         return training.seen % frequency < args.batch_size or training.seen >= total
 
-    with cli.Progress('training', total, 'samples', training.seen, extra=len(validation_images) // 3) as bar:
+    with cli.progress('training', total, 'samples', training.seen) as bar:
         while training.seen < args.num_train_samples:
             losses = []
             for x, eps in zip(*training.batch(images)):
@@ -61,16 +64,27 @@ def train(training, images, validation_images, run):
             stopping = run.stops()  # read once per step; a later signal waits for the next one
             if stopping or is_due(args.log_freq) or is_due(args.val_freq):
                 bound, reconstruction, kl, norm = np.mean(recent, axis=0).tolist()
+                speeds.append(len(recent) * args.batch_size / (time.perf_counter() - mark))
                 run.log.bound('train', training.seen, reconstruction, kl, gradient_norm=norm, learning_rate=rate,
-                              samples_per_second=bar.rate())
+                              samples_per_second=speeds[-1])
                 bar.set_postfix_str(f'bound {bound:.2f}, KL {kl:.2f}')
                 recent = []
+                if len(speeds) == 2:  # the first one includes building the graph; a validation is a third of the work
+                    announce(speeds[-1], total - training.seen + len(validation_images) / 3)
             if is_due(args.val_freq):  # even when stopping: --resume would skip this validation
                 validate(training, validation_images[:args.num_val_samples], run)
             elif stopping or (args.checkpoint_freq and is_due(args.checkpoint_freq)):
                 run.save_checkpoint()
             if stopping:
                 raise Stopped
+            if not recent:
+                mark = time.perf_counter()
+
+
+def announce(speed, remaining):
+    """Print how long the run will take, unless that is less than a minute."""
+    if remaining > 60 * speed:
+        cli.say(f'{speed:,.0f} samples/s: about {remaining / speed / 60:,.0f} min to go, with the final validation')
 
 
 def validate(training, images, run):
@@ -91,7 +105,7 @@ def validate(training, images, run):
 def finish(training, images, run):
     """The bound of the best parameters on all validation images, and ten samples."""
     run.load_best()
-    with cli.Progress('validating', len(images), 'images') as bar:
+    with cli.progress('validating', len(images), 'images') as bar:
         def on_batch(count):
             bar.update(count)
             if run.stops():
@@ -104,8 +118,8 @@ def finish(training, images, run):
     check_writable(run.path('samples'))
     paint.write_gifs(paint.paint(training.net, 0, num_samples=NUM_GIFS), run.path('samples'), 'sample')
     run.finish(result)
-    cli.say(f'Negative variational bound of best.safetensors on all {len(images):,} validation images: {bound:.2f} nats '
-            f'(reconstruction {reconstruction:.2f}, KL {bound - reconstruction:.2f}).\n'
+    cli.say(f'Negative variational bound of best.safetensors on all {len(images):,} validation images: '
+            f'{bound:.2f} nats (reconstruction {reconstruction:.2f}, KL {bound - reconstruction:.2f}).\n'
             f'{NUM_GIFS} samples: {cli.shown(run.path("samples"))}/sample_0.gif ... sample_{NUM_GIFS - 1}.gif')
 
 

@@ -7,5 +7,4 @@ compat.check()  # before anything is imported that is not in Python's library
 from system import devices  # noqa: E402
 
 devices.set_environment()
-compat.check_libraries()  # after OMP_NUM_THREADS is set, which libgomp reads when it is loaded
 compat.restore_numpy_names()

@@ -11,7 +11,7 @@ def processors():
     try:
         with open('/sys/fs/cgroup/cpu.max') as file:
             quota, period = map(int, file.read().split())
-    except (OSError, ValueError):  # no cgroup v2, or 'max'
+    except (OSError, ValueError):  # no cgroup v2, or no quota ('max')
         return available
     return max(1, min(available, math.ceil(quota / period)))
 
@@ -23,37 +23,38 @@ def threads():
 
 def set_environment():
     """Set what MXNet reads when it is imported. Raises compat.Unsupported."""
-    text = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()  # MXNet aborts at a list, as for nested loops
-    if text and not (text.isdecimal() and 0 < int(text) < 1024):
-        raise compat.Unsupported(f'the environment variable OMP_NUM_THREADS must be a number of threads, not {text!r}')
-    os.environ['OMP_NUM_THREADS'] = text or str(processors())
-    # With more threads than processors, OpenMP sleeps at every barrier: large copies must not start threads of their own.
+    first = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()  # MXNet aborts at a list
+    if first and not (first.isdecimal() and 0 < int(first) < 1024):
+        raise compat.Unsupported(f'OMP_NUM_THREADS must be a number of threads, not {first!r}')
+    os.environ['OMP_NUM_THREADS'] = first or str(processors())
+    # No threads for large copies: where there are more threads than processors, OpenMP sleeps at every barrier.
     os.environ.setdefault('MXNET_CPU_PARALLEL_SIZE', str(2 ** 31 - 1))
 
 
 def add_flags(parser):
     """Add the flags that choose the device."""
-    parser.add_argument('--gpu', action='store_true', help='use the first GPU')
-    parser.add_argument('--gpus', type=cli.numbers, metavar='LIST', help='split every batch among these GPUs: 0,1')
-    parser.add_argument('--fused', choices=('auto', 'on', 'off'), default='auto',
-                        help='on the CPU, compute the network with the operator in fused/, which needs a C compiler; '
-                             'auto: if there is one')
+    add = parser.add_argument
+    add('--gpu', action='store_true', help='use the first GPU')
+    add('--gpus', metavar='LIST', help='divide every batch among these GPUs: 0,1')
+    add('--fused', choices=('auto', 'on', 'off'), default='auto',
+        help='on the CPU, compute with the operator in fused/, which needs a C compiler; auto: if there is one')
 
 
 def contexts(args):
     """The devices that args.gpu and args.gpus name, or the CPU. Raises cli.UserError."""
     import mxnet as mx  # after set_environment
-    wanted = [int(number) for number in args.gpus.split(',')] if args.gpus else [0] if args.gpu else []
-    if not wanted:
+    if not args.gpu and args.gpus is None:
         return [mx.cpu()]
+    numbers = (args.gpus or '').split(',') if not args.gpu else ['0']
+    if not all(number.isdecimal() for number in numbers) or len({*map(int, numbers)}) < len(numbers):
+        raise cli.UserError(f'argument --gpus: {args.gpus!r} is not a list of numbers, such as 0,1')
     if not mx.runtime.Features().is_enabled('CUDA'):
         raise cli.UserError('a GPU needs an MXNet built for CUDA, see "GPU" in README.md')
-    if max(wanted) >= mx.context.num_gpus():
-        raise cli.UserError(f'there is no GPU {max(wanted)}: MXNet sees {mx.context.num_gpus()} (nvidia-smi)')
-    for gpu in map(mx.gpu, wanted):
+    gpus = [mx.gpu(int(number)) for number in numbers]
+    for gpu in gpus:
         try:
             mx.nd.ones((1,), ctx=gpu).asnumpy()
-        except mx.MXNetError as error:  # a GPU that is newer than this MXNet is counted, but has no kernels
-            raise cli.UserError(f'MXNet cannot use GPU {gpu.device_id}; its packages contain kernels for compute '
-                                f'capability 5.0 to 8.9 ({cli.last_line(error)})') from None
-    return list(map(mx.gpu, wanted))
+        except mx.MXNetError as error:  # not there, or newer than this MXNet, which then has no kernels for it
+            raise cli.UserError(f'MXNet cannot use GPU {gpu.device_id} of {mx.context.num_gpus()}; it has kernels for '
+                                f'compute capability 5.0 to 8.9 ({cli.reason(error)})') from None
+    return gpus

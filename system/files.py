@@ -1,53 +1,66 @@
 """Atomic writes, and JSON files."""
 import contextlib
+import errno
 import json
 import os
 
+_MAX_JSON = 2 ** 20  # bytes
+
 
 def write_whole(path, content):
-    """Write a file so that its name only ever stands for a complete one; what had the name before stays until then.
+    """Write a file whose name only ever stands for complete content: until then, for that which it had before.
+
+    A link is replaced, not followed. A killed process leaves `path`.tmp, which the next write replaces.
 
     Parameters
     ----------
     path : str
-    content : bytes or callable
-        The content, or a function that writes it to the path it is given.
+    content : bytes
 
     Raises
     ------
     OSError
-        Nothing is left behind. A killed process leaves `path`.tmp, which the next write replaces.
+        Nothing is left behind.
     """
     temporary = f'{path}.tmp'
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)  # a link, say, that would be written through
-        if callable(content):
-            content(temporary)
-        else:
-            with open(temporary, 'xb') as file:
-                file.write(content)
-        with open(temporary, 'rb') as file:
+            os.remove(temporary)
+        with open(temporary, 'xb') as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # the name that the caller knows
         raise
 
 
 def write_json(path, content):
-    """Write a JSON file, whole or not at all. Raises OSError."""
-    write_whole(path, f'{json.dumps(content, indent=1)}\n'.encode())
+    """Write a JSON file, whole or not at all. Raises OSError, for content that `read_json` would refuse too."""
+    text = f'{json.dumps(content, indent=1)}\n'
+    if len(text) > _MAX_JSON:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    write_whole(path, text.encode())
 
 
-def read_json(path, limit=2 ** 20):
-    """The content of a JSON file of at most `limit` bytes. Raises OSError, and ValueError for anything else."""
+def make_folder(path):
+    """Create a folder inside a run's folder if it is missing; returns the path. Raises OSError, for a link too: a
+    stranger's run could have it point anywhere."""
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, 'is a symbolic link', path)
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def read_json(path):
+    """The content of a JSON file of at most 1 MiB. Raises OSError, and ValueError for anything else."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
         raise ValueError('not a file')
-    if os.path.getsize(path) > limit:
-        raise ValueError(f'larger than {limit:,} bytes')
+    if os.path.getsize(path) > _MAX_JSON:
+        raise ValueError(f'larger than {_MAX_JSON:,} bytes')
     with open(path, encoding='utf-8') as file:
         return json.load(file)

@@ -1,7 +1,9 @@
 """Shared test set-up: repository root importable, one thread, fixed seeds."""
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 # Under nohup, or in the background of a script, these are ignored, here and in all subprocesses.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -32,3 +34,26 @@ def no_mirror(monkeypatch):
     monkeypatch.setenv('no_proxy', '*')
 
 
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """The current folder, with images.npy."""
+    from small_runs import write_images
+    monkeypatch.chdir(tmp_path)
+    write_images()
+    return tmp_path
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+    """The folder of a small finished run, which no test changes."""
+    from small_runs import new_folder, train
+    folder = new_folder(tmp_path_factory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder / train()
+
+
+@pytest.fixture
+def run(workplace, finished):
+    """A copy of a small finished run for a test to change, beside its images; a path from the current folder."""
+    return Path(shutil.copytree(finished, Path('results') / finished.name))

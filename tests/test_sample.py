@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from system import cli
+from system import files
 
 import mxnet as mx
 import numpy as np
@@ -14,26 +14,30 @@ import pytest
 from PIL import Image
 
 import sample
-import train_mnist
-from commands import GREEN, RED, ROOT, TIME_OUT, colours_per_frame, command, content, frames, new_folder, refusal
+from commands import GREEN, RED, colours_per_frame, command, frames
 from dataset import stream
+from dataset.load import load
+from idx import write_mnist
 from pictures import paint, render
-from runs import storage
+from runs import config, params
+from small_runs import ROOT, TIME_OUT, contents, refusal
 
 T = 3
-SIZES = ['-s', str(T), '-u', '8', '-l', '4']
 
 
 def new_run(tmp_path_factory, *argv):
-    """The folder of a run with random parameters, large enough to paint something; its MNIST files are in ../data."""
-    args = train_mnist.parse_args(cli.Parser(prog='train_mnist.py'), [*SIZES, *argv])
-    folder = new_folder(tmp_path_factory) / 'run'
+    """The folder of a run with random parameters, large enough to paint something; its images are in ../data."""
+    folder = tmp_path_factory.mktemp('run') / 'run'
+    (folder.parent / 'data').mkdir()
+    write_mnist(folder.parent / 'data')
     folder.mkdir()
-    storage.write_config(folder, {'arguments': vars(args)})
+    args = config.parse_args(['-s', str(T), '-u', '8', '-l', '4', '-hh', '28', '-ww', '28',
+                              '--dataset', str(folder.parent / 'data'), *argv])
+    files.write_json(folder / 'config.json', {'arguments': vars(args)})
     mx.random.seed(1)
-    net = storage.build_net(vars(args))
+    net = params.build_net(args)
     net.initialize(mx.init.Normal(0.3))
-    storage.save_params(folder, 'best', net)
+    params.save(folder / 'best.safetensors', net, params.arrays_of(net))
     return folder
 
 
@@ -57,11 +61,11 @@ def paint_with(run, *argv):
 
 
 def paintings_of(run, **what):
-    return list(paint.paint(storage.load_net(run, [mx.cpu()])[0], 3, **what))
+    return list(paint.paint(params.load_net(run), 3, **what))
 
 
 def first_test_images(run, n):
-    grey = stream.load('mnist', run.parent / 'data', (28, 28))['test'][:n]
+    grey = load(run.parent / 'data').splits['test'][:n]
     return stream.evaluation_images(grey, 'dynamic').reshape(-1, 28, 28)
 
 
@@ -70,7 +74,7 @@ def first_test_images(run, n):
 def test_a_seed_gives_the_same_bytes_and_another_seed_other_files(attention_run):
     for folder, seed in (('one', 0), ('one', 6), ('same', 0)):
         paint_with(attention_run, '-n', '2', '--seed', seed, '-o', folder)
-    one, same = content('one'), content('same')
+    one, same = contents('one'), contents('same')
     assert sorted(one) == ['sample_0.gif', 'sample_1.gif', 'sample_seed6_0.gif', 'sample_seed6_1.gif']
     assert same == {name: one.pop(name) for name in ('sample_0.gif', 'sample_1.gif')}
     assert not set(one.values()) & set(same.values())
@@ -106,7 +110,7 @@ def test_every_frame_has_its_own_window():
 
 
 def test_reconstructions_stand_beside_their_inputs(attention_run, capsys):
-    paint_with(attention_run, '--reconstruct', '-n', '40', '-o', 'out', '--data_dir', attention_run.parent / 'data')
+    paint_with(attention_run, '--reconstruct', '-n', '40', '-o', 'out')
     assert capsys.readouterr().out.startswith('30 reconstructions of ')  # there are 30 test images
     images = first_test_images(attention_run, 30)
     for i, image in enumerate(images):
@@ -199,10 +203,9 @@ def test_no_link_in_a_run_is_followed(plain_run, capsys):
 def test_canvases_that_are_not_finite_leave_nothing(attention_run, capsys, argv):
     shutil.copytree(attention_run, 'run')
     os.mkdir('mine')
-    net, _, _ = storage.load_net('run', [mx.cpu()])
-    for parameter in storage.parameters(net).values():
-        parameter.set_data(mx.nd.full(parameter.shape, 1e38))
-    storage.save_params('run', 'best', net)
+    net = params.load_net('run')
+    huge = {name: np.full_like(array, 1e38) for name, array in params.arrays_of(net).items()}
+    params.save('run/best.safetensors', net, huge)
     assert 'not finite' in refusal(capsys, sample.main, 'run', *argv)
     assert sorted(os.listdir()) == ['mine', 'run'] and os.listdir('mine') == []
     assert sorted(os.listdir('run')) == ['best.safetensors', 'config.json']
@@ -229,7 +232,7 @@ def test_termination_leaves_whole_files_and_no_word(plain_run):
     (['--grid', 'a.jpg'], '.gif or .png'), (['--steps', 'a.gif'], '.png'), (['--grid', 'folder.png'], 'folder.png'),
     (['--grid', 'a.gif', '-o', 'out'], '--output_dir'), (['--grid', 'a.gif', '--steps', 'a.png'], '--grid'),
     (['--output_dir', ''], '--output_dir'), (['-o', 'file'], 'file'), (['-o', 'file/out'], 'file/out'),
-    (['--grid', 'file/a.png'], 'file'), (['--reconstruct', '--data_dir', 'nowhere'], 'nowhere')], ids=str)
+    (['--grid', 'file/a.png'], 'file'), (['--reconstruct', '--dataset', 'nowhere'], 'nowhere')], ids=str)
 def test_what_cannot_be_done_is_refused_before_painting(plain_run, monkeypatch, capsys, argv, reason):
     monkeypatch.setattr(paint, 'noise', None)
     Path('file').write_text('mine')

@@ -1,0 +1,162 @@
+"""Small runs for tests: training them in this process or in one of their own, and looking at their folders."""
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train_mnist
+from runs import config, params
+
+ROOT = Path(__file__).resolve().parent.parent
+TIME_OUT = 120  # seconds, for one process
+SIZES = ['--dataset', 'images.npy', '-s', '2', '-u', '4', '-l', '2', '-b', '8', '--kl_warmup', '1', '-r', '0.01']
+ARGV = [*SIZES, '-t', '48', '-f', '16', '-v', '8', '--log_freq', '8', '--checkpoint_freq', '8']
+
+
+def write_images(path='images.npy', seed=0):
+    """70 images of 5x7: grey blobs on black. 50 are for training, 10 for validation, and 10 for testing."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices((5, 7))
+    centre = rng.uniform(1, 4, (2, 70, 1, 1))
+    np.save(path, (255 * np.exp(-0.5 * ((y - centre[0]) ** 2 + (x - centre[1]) ** 2))).astype(np.uint8))
+
+
+def new_folder(tmp_path_factory):
+    """A new folder with images.npy."""
+    folder = tmp_path_factory.mktemp('runs')
+    write_images(folder / 'images.npy')
+    return folder
+
+
+def only_folder(logdir='results'):
+    """The only run in a folder of runs."""
+    folder, = Path(logdir).iterdir()
+    return folder
+
+
+def train(*argv, logdir='results'):
+    """Train a run to its end in this process; returns its folder."""
+    assert train_mnist.main([*ARGV, *map(str, argv), '--logdir', str(logdir)]) == 0
+    return only_folder(logdir)
+
+
+def resume(folder, *argv):
+    """Continue a run in this process; returns the exit code."""
+    return code_of(train_mnist.main, '--resume', folder, *argv)
+
+
+def code_of(main, *argv):
+    """The exit code of a command that runs in this process."""
+    try:
+        return main([*map(str, argv)])
+    except SystemExit as end:
+        return end.code
+
+
+def refusal(capsys, main, *argv):
+    """The one line on standard error of a command that ends with exit code 2."""
+    capsys.readouterr()
+    assert code_of(main, *argv) == 2
+    return one_line(capsys.readouterr().err)
+
+
+def one_line(text):
+    """The text, which is one line that every terminal can show."""
+    assert len(text.splitlines()) == 1 and text.endswith('\n') and text[:-1].isprintable(), text
+    return text[:-1]
+
+
+def fails(function, *args):
+    """The message of the UserError that a call raises; it is one line."""
+    with pytest.raises(config.cli.UserError) as caught:
+        function(*args)
+    return one_line(f'{config.cli.printable(caught.value)}\n')
+
+
+# A run's folder
+
+def config_of(folder):
+    return json.loads((Path(folder) / 'config.json').read_text())
+
+
+def change_config(folder, arguments=(), **changes):
+    """Change config.json, and its `arguments`, as a stranger could."""
+    content = {**config_of(folder), **changes}
+    content['arguments'] = {**content['arguments'], **dict(arguments)}
+    (Path(folder) / 'config.json').write_text(json.dumps(content))
+
+
+def checkpoint_of(folder):
+    """The (arrays, state) of a run's checkpoint."""
+    net = params.build_net(config.read(folder)['arguments'])
+    return params.load(str(Path(folder) / 'checkpoint.safetensors'), net, params.GROUPS)
+
+
+def contents(folder):
+    """{relative path: bytes} of all files."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob('*') if path.is_file()}
+
+
+def assert_same_end(folder, whole):
+    """A run ended as the whole one did, which nothing befell: parameters, moments, result and curves, to the bit."""
+    for name in ('best.safetensors', 'checkpoint.safetensors', 'samples/sample_9.gif', 'kl_per_step.csv'):
+        assert (Path(folder) / name).read_bytes() == (Path(whole) / name).read_bytes(), name
+    assert config_of(folder)['validation'] == config_of(whole)['validation']
+    left, right = (np.genfromtxt(Path(path) / 'curves.csv', delimiter=',', names=True, dtype=None, encoding=None)
+                   for path in (folder, whole))
+    for name in set(left.dtype.names) - {'samples_per_second'}:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+    assert not [path for path in Path(folder).rglob('*') if path.suffix == '.tmp']
+
+
+# What befalls a run
+
+def at_call(patch, owner, name, number, action):
+    """Do `action(*args)`, of the arguments, before call `number` of a function or method."""
+    function, calls = getattr(owner, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number:
+            action(*args)
+        return function(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
+
+
+def send(*numbers):
+    """What sends these signals to this process, whatever its arguments."""
+    return lambda *_: [os.kill(os.getpid(), number) for number in numbers]
+
+
+def fail_with(error):
+    """What raises an exception, whatever its arguments."""
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+# Processes
+
+@contextlib.contextmanager
+def started(*argv, **kwargs):
+    """A process of train_mnist.py that signals reach; killed at the end, and after TIME_OUT seconds at the latest."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits an ignored signal
+    command = [sys.executable, str(ROOT / 'train_mnist.py'), *map(str, argv)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs) as process:
+        signal.signal(signal.SIGINT, handler)
+        watchdog = threading.Timer(TIME_OUT, process.kill)
+        watchdog.start()
+        try:
+            yield process
+        finally:
+            process.kill()
+            watchdog.cancel()

@@ -1,116 +1,67 @@
-"""Make the README's pictures, and compact model folders, from runs.
+"""Make compact models and the README's pictures from runs.
 
-    python -m assets.make RUN_DIR NAME [RUN_DIR NAME ...]
+    python -m assets.make RUN NAME [RUN NAME ...]
 
-Writes beside this file, for each model, NAME/ (config.json and best.safetensors in half precision, which sample.py and
-evaluate.py take), and of that very model NAME_grid.gif (the first hundred samples of seed 0), NAME_0.gif ...
-NAME_9.gif (the first ten of them), NAME_reconstructions.png (the first four test images) and NAME_kl.png (the KL of
-every time step over training); and of all runs together curves.png (the validation bound over training). Runs that
-went on from one another with --init have one NAME: the last is the model, and the curve is that of all.
+Of each run, beside this file:
+    NAME/                     best.safetensors in half precision,
+                              and config.json without paths
+    NAME_0.gif ... NAME_9.gif the first samples of seed 0
+    NAME_grid.gif             a hundred of them
+    NAME_reconstructions.png  the first four test images
+    NAME_kl.png               the KL of every time step
+and curves.png, the validation bounds of all runs on MNIST.
 """
 import io
 import os
-import shlex
 
 from system import cli, files
 
-import mxnet as mx
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
 from dataset import stream
-from pictures import paint, render
-from runs import arguments, log, storage
+from dataset.load import load_of_run
+from pictures import curves, paint, render
+from runs import params
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-_NUM_GIFS, _NUM_SAMPLES, _NUM_IMAGES = 10, 100, 4
-_PAPER = {True: 80.97, False: 87.40}  # bound on the test images in nats, with attention and without
+_PAPER = {True: 80.97, False: 87.40}  # nats on MNIST's test images (Table 2), with attention and without
 
 
-def compact_model(run_dir, folder):
-    """The run's best parameters in half precision, with its config.json."""
-    net, config, _ = storage.load_net(run_dir, [mx.cpu()])
+def compact_model(run, folder):
+    """Write the model of a run in half precision, and its config.json without the paths of this machine."""
+    net, stored, _ = params.load_run(run)
+    kept = {name: stored[name] for name in ('images', 'computed_by', 'versions', 'samples_seen', 'validation')
+            if name in stored}
+    own = {'data_dir': 'data', 'logdir': 'results', 'init': None, 'resume': None}
+    kept['arguments'] = {**vars(stored['arguments']), **own}
+    if 'images' in kept:
+        kept['images'] = {**kept['images'], 'path': 'data'}
     os.makedirs(folder, exist_ok=True)
-    storage.save_params(folder, 'best', net, dtype='float16')
-    storage.write_config(folder, without_paths(config))
+    params.save(os.path.join(folder, 'best.safetensors'), net, params.arrays_of(net, 'float16'))
+    files.write_json(os.path.join(folder, 'config.json'), kept)
 
 
-def without_paths(config):
-    """The same with the default folders: where data and runs were on one machine is nobody else's."""
-    defaults = arguments.parse_args(cli.Parser(), [])
-    folders = {'data_dir': defaults.data_dir, 'logdir': defaults.logdir, 'run': 'RUN_DIR', 'init': 'RUN_DIR'}
-
-    def walk(value, key=None):
-        if isinstance(value, dict):
-            return {name: walk(inner, name) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [walk(inner) for inner in value]
-        if key == 'command':
-            return _without_folders(value)
-        return folders.get(key, value) if value else value  # no --init stays None
-
-    return walk(config)
-
-
-def _without_folders(command):
-    words = [part for word in shlex.split(command)
-             for part in (word.split('=', 1) if word.startswith('--') else [word])]
-    for flag in ('--data_dir', '--logdir'):
-        if flag in words:
-            at = words.index(flag)
-            del words[at:at + 2]
-    for flag in ('--init', '--resume'):
-        if flag in words:
-            words[words.index(flag) + 1] = 'RUN_DIR'
-    return shlex.join(words)
-
-
-def reconstructions(net, images):
-    """Rows of canvases with their windows, and the original."""
-    return paint.sheet(net, paint.paint(net, 0, [mx.cpu()], images=images))
-
-
-def kl_figure(seen, table):
-    """The KL of each time step over training, as colours."""
+def kl_figure(table):
+    """The KL of each time step over training as colours; `table` is that of kl_per_step.csv."""
     figure, axes = _new_figure('time step')
-    steps = np.arange(1, table.shape[1] + 1)
-    colours = axes.pcolormesh(seen, steps, table.T, vmin=0, vmax=np.quantile(table, 0.99), shading='nearest')
+    kl_t = np.array(table.tolist())[:, 1:]
+    colours = axes.pcolormesh(table['samples_seen'], np.arange(1, kl_t.shape[1] + 1), kl_t.T, vmin=0,
+                              vmax=np.quantile(kl_t, 0.99), shading='nearest')
     figure.colorbar(colours, label='KL on the validation images,\nnats per image', extend='max')
     return figure
 
 
-def samples_before(config):
-    """Training samples that the model had seen when a run began with it (--init)."""
-    init = config.get('init')
-    return init.get('samples_seen', 0) + samples_before(init) if init else 0
-
-
-def validation_curve(run_dirs):
-    """The validation bound of a model over all its runs: (with attention?, array (n, 2) of samples and nats).
-
-    Raises storage.RunError for a run without a validation.
-    """
-    bounds = []
-    for run_dir in run_dirs:
-        config, validation = storage.read_config(run_dir), log.read_scalars(run_dir)['validation']
-        if 'bound' not in validation:
-            raise storage.RunError(f'{run_dir} has no validation in its event files')
-        bounds.append(validation['bound'] + [samples_before(config), 0])
-    return config['arguments']['attention'], np.concatenate(bounds)
-
-
-def curves_figure(curves):
-    """The validation bounds of models, a list of what `validation_curve` returns, and the paper's bounds."""
-    figure, axes = _new_figure('bound on the validation images,\nnats per image')
-    for attention, bound in curves:
+def curves_figure(bounds):
+    """Validation bounds over training, [(with attention?, table of curves.csv)], beside the paper's."""
+    figure, axes = _new_figure('validation bound,\nnats per image')
+    for attention, table in bounds:
         label, colour = f'{"with" if attention else "without"} attention', 'C0' if attention else 'C1'
-        axes.plot(*bound.T, color=colour, label=label)
+        axes.plot(table['samples_seen'], table['bound'], color=colour, label=label)
         axes.axhline(_PAPER[attention], color=colour, linestyle='--',
                      label=f'the paper, {label}, test images: {_PAPER[attention]:.2f}')
-    ends, highest = [bound[-1, 1] for _, bound in curves], max(bound[:, 1].max() for _, bound in curves)
-    cut = max(*ends, *_PAPER.values()) + 50  # the start of a model's first training is far above all that comes later
-    axes.set(ylim=(min(_PAPER.values()) - 5, min(cut, highest + 5)))
+    axes.set_ylim(min(_PAPER.values()) - 5, max(table['bound'][-1] for _, table in bounds) + 50)
     figure.legend(loc='outside upper center', ncols=2)
     return figure
 
@@ -130,49 +81,53 @@ def _save(name, figure):
     files.write_whole(os.path.join(FOLDER, name), file.getvalue())
 
 
-def read(run_dir):
-    """What `make` shows of a run: test images, and the KL of every time step with the training samples seen.
+def read(run):
+    """What `make` shows of a run: (config, four test images, table of curves.csv, table of kl_per_step.csv).
 
     Raises cli.UserError, also where its model cannot be read.
     """
-    _, config, _ = storage.load_net(run_dir, [mx.cpu()])
-    seen, kl_t = log.read_kl_per_step(run_dir)
-    if not len(seen):
-        raise storage.RunError(f'{run_dir} has no KL per time step in its event files')
-    return stream.images_of(config['arguments'], 'test', _NUM_IMAGES), seen + samples_before(config), kl_t
+    net, stored, _ = params.load_run(run)
+    stored['arguments'] = vars(stored['arguments'])
+    bounds = curves.read(os.path.join(run, 'curves.csv'))
+    bounds = bounds[bounds['split'] == 'validation']
+    kl_t = curves.read(os.path.join(run, 'kl_per_step.csv'), curves.kl_columns(net.num_steps))
+    if not len(bounds) or not len(kl_t):
+        raise cli.UserError(f'{run} has no validation in curves.csv or kl_per_step.csv')
+    test = load_of_run(stored, ['test']).splits['test'][:4]
+    return stored, stream.evaluation_images(test, stored['arguments']['binarization']), bounds, kl_t
 
 
-def make(run_dir, name, images, seen, kl_t):
-    """The model folder and the pictures of one run, of which `read` has read the rest."""
+def make(run, name, images, kl_t):
+    """The model folder and the pictures of one run."""
     folder = os.path.join(FOLDER, name)
-    compact_model(run_dir, folder)
-    net, _, _ = storage.load_net(folder, [mx.cpu()])
-    render.save_gif(f'{folder}_grid.gif', paint.grid(net, paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_SAMPLES)))
+    compact_model(run, folder)
+    net = params.load_net(folder)
+    grid = paint.frames(paint.paint(net, 0, num_samples=100), paint.GRID_SCALE)
+    files.write_whole(f'{folder}_grid.gif', render.gif(grid))
     # Ten at a time, as sample.py does: on some processors the last bits depend on how many are painted together.
-    samples = paint.paint(net, 0, [mx.cpu()], num_samples=_NUM_GIFS)
-    paint.write_gifs(net, samples, output_dir=FOLDER, prefix=name, scale=paint.SCALE)
-    render.save_png(f'{folder}_reconstructions.png', reconstructions(net, images))
-    _save(f'{name}_kl.png', kl_figure(seen, kl_t))
+    paint.write_gifs(paint.paint(net, 0, num_samples=10), FOLDER, name)
+    files.write_whole(f'{folder}_reconstructions.png', render.png(paint.sheet(paint.paint(net, 0, images=images))))
+    _save(f'{name}_kl.png', kl_figure(kl_t))
 
 
 def main(argv=None):
-    parser = cli.Parser(prog='python -m assets.make', doc=__doc__)
-    parser.add_argument('pairs', nargs='+', metavar='RUN_DIR NAME',
-        help='folder of a run, and the name of its model; runs that went on from one another have one name')
+    parser = cli.Parser('python -m assets.make', __doc__)
+    parser.add_argument('pairs', nargs='+', metavar='RUN NAME', help='folder of a run, and the name of its model')
     pairs = parser.parse_args(argv).pairs
     if len(pairs) % 2:
         parser.error(f'{pairs[-1]!r} has no NAME')
-    runs = {}
-    for run_dir, name in zip(pairs[::2], pairs[1::2]):
+    runs = dict(zip(pairs[1::2], pairs[::2]))
+    for name in runs:
         if name != os.path.basename(name) or name in ('', '.', '..'):
             parser.error(f'{name!r} is not a plain name')
-        runs.setdefault(name, []).append(run_dir)
     with cli.one_line(parser), style.context('default'):
-        curves = curves_figure([validation_curve(run_dirs) for run_dirs in runs.values()])
-        found = {name: read(run_dirs[-1]) for name, run_dirs in runs.items()}  # all, before anything is written
-        for name, run_dirs in runs.items():
-            make(run_dirs[-1], name, *found[name])
-        _save('curves.png', curves)
+        found = {name: read(run) for name, run in runs.items()}  # all, before anything is written
+        for name, (_, images, _, kl_t) in found.items():
+            make(runs[name], name, images, kl_t)
+        arguments = [(stored['arguments'], bounds) for stored, _, bounds, _ in found.values()]
+        bounds = [(each['attention'], table) for each, table in arguments if each['dataset'] == 'mnist']
+        if bounds:
+            _save('curves.png', curves_figure(bounds))
 
 
 if __name__ == '__main__':

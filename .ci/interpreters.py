@@ -4,8 +4,8 @@
     python .ci/interpreters.py 3.12 3.13    # some
 
 Each gets a fresh copy of the repository and a fresh environment, made by the words of the README. There it trains for
-seconds, samples, evaluates, and asks TensorBoard over HTTP. A Python that is too old or too new must be turned away
-with one line. The pythons are those of the path and of pyenv, one per minor version.
+seconds, samples, evaluates, asks TensorBoard over HTTP, and imports the package from elsewhere. A Python that is too
+old or too new must be turned away with one line. The Pythons are those of the path and of pyenv, one per minor version.
 """
 import hashlib
 import json
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = [f'3.{minor}' for minor in range(9, 14)]
 OTHERS = ['3.6', '3.7', '3.8', '3.14', '3.15']
 SCRIPTS = 'train_mnist.py', 'sample.py', 'evaluate.py'
-SHORT = '--attention -s 4 -u 16 -l 4 -t 1280 -f 640 -v 64'  # after the README's flags, which they override
+SHORT = '--attention -hh28 -ww28 -s 4 -u 16 -l 4 -t 1280 -f 640 -v 64'  # after the README's flags, and instead
 NOISE = re.compile(r'Warning|Traceback|^(ERROR|DEPRECATION)', re.MULTILINE)
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PIP_DISABLE_PIP_VERSION_CHECK': '1',
                'PYTHONDONTWRITEBYTECODE': '1', 'no_proxy': '*'}
@@ -92,15 +92,18 @@ def check(python, folder):
     run(f'{training} {SHORT}', folder, path)
     run_folder, = (folder / 'results').iterdir()
     run(f'.venv/bin/python sample.py {run_folder}', folder, path)
-    bound = re.search(r'variational bound: (.* nats)', run(f'.venv/bin/python evaluate.py {run_folder}', folder, path))
+    evaluation = run(f'.venv/bin/python evaluate.py {run_folder}', folder, path)
+    bound = re.search(r'variational bound .*?: (.*? nats)', evaluation).group(1)
+    run('.venv/bin/pip install --quiet -e .', folder, path)
+    run(f'cd / && {folder}/.venv/bin/python -c "import core, runs.params"', folder, path)
     curves = ask_tensorboard(folder, run_folder.name, path)
     gifs = [file.read_bytes() for file in folder.rglob('*.gif') if file.relative_to(folder).parts[0] != 'assets']
     code = ('import sys; sys.path.insert(0, "."); import system, platform, mxnet, numpy, PIL; '
             'print(f"Python {platform.python_version()}, NumPy {numpy.__version__}, Pillow {PIL.__version__}")')
     versions = run(f"exec .venv/bin/python -c '{code}'", folder, path).strip()
     pictures = hashlib.sha256(b''.join(sorted(gifs))).hexdigest()[:8]
-    return (f'{versions}: installed in {installed:.0f} s, test bound {bound.group(1)}, {len(gifs)} GIFs ({pictures}), '
-            f'TensorBoard serves {curves} curves'), (bound.group(1), len(gifs), pictures)
+    return (f'{versions}: installed in {installed:.0f} s, test bound {bound}, {len(gifs)} GIFs ({pictures}), '
+            f'TensorBoard serves {curves} curves'), (bound, len(gifs), pictures)
 
 
 def check_refusal(python):

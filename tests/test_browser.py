@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 import browser
-import train_mnist
-from commands import ARGV, only_folder
+from small_runs import train
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=f'{browser.missing()}')
 CHARTS = [f'nats_per_image/{name}' for name in ('bound', 'kl', 'reconstruction')]
@@ -33,8 +32,7 @@ def has_two_curves(picture):
 
 
 def test_first_view(workplace):
-    assert train_mnist.main([*ARGV, '--attention', '-t', '192']) == 0
-    shutil.move(only_folder('results'), 'results/run')
+    shutil.move(train('--attention', '-s', '10'), 'results/run')
     with browser.tensorboard('results', 'run') as (url, _), browser.browser(size=(1600, 2300)) as page:
         page.open(url)
         browser.wait_for(lambda: sum(map(has_two_curves, pixels(page, 'line-chart .series-view'))) == len(CHARTS))

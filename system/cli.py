@@ -45,7 +45,9 @@ def printable(text):
 
 
 def reason(error):
-    """An OSError as 'file: reason'; the last line of any other exception's message, as MXNet puts a trace before it."""
+    """A UserError's message, an OSError as 'file: reason', or the last line of any other: MXNet puts a trace first."""
+    if isinstance(error, UserError):
+        return str(error)  # a path in it may have line breaks
     if isinstance(error, OSError) and error.strerror:
         return ': '.join(str(part) for part in (error.filename, error.strerror) if part)
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

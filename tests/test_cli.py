@@ -57,8 +57,8 @@ def test_every_file_name_can_be_shown(encoding, shown):
 
 
 def test_an_error_is_one_line_whatever_it_names(capsys):
-    with pytest.raises(SystemExit):
-        cli.Parser('sample.py').error('two\nlines \x1b[31m')
+    with pytest.raises(SystemExit), cli.one_line(cli.Parser('sample.py')):
+        raise cli.UserError('two\nlines \x1b[31m')
     assert capsys.readouterr().err == 'sample.py: error: two\\nlines \\x1b[31m\n'
 
 

@@ -1,11 +1,8 @@
-"""Evaluate a trained DRAW: bounds on -log p(x) of test images.
+"""Evaluate a trained DRAW: bounds on -log p(x) of images.
 
-    # the variational bound of the 10,000 test images
-    python evaluate.py RUN
-    # and the importance-weighted bound, with 50 draws of z
-    python evaluate.py RUN -k 50
-    # of other images
-    python evaluate.py RUN --dataset fixed_mnist
+  python evaluate.py RUN        # the variational bound
+  python evaluate.py RUN -k 50  # and with 50 draws of z
+  python evaluate.py RUN --dataset fixed_mnist
 """
 import hashlib
 import os

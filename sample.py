@@ -1,11 +1,8 @@
 """Sample from a trained DRAW, or reconstruct test images.
 
-    # ten samples of the model in assets/, a GIF each
-    python sample.py
-    # ten test images, each reconstruction beside its input
-    python sample.py RUN --reconstruct
-    # a hundred samples in one GIF; FILE.png: finished ones
-    python sample.py RUN --grid samples.gif
+  python sample.py                     # ten samples as GIFs
+  python sample.py RUN --reconstruct   # ten test images
+  python sample.py RUN --grid all.gif  # a hundred samples
 """
 import os
 

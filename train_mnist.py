@@ -1,11 +1,8 @@
 """Train DRAW with Gluon, and log the run to TensorBoard.
 
-    # the paper's MNIST model
-    python train_mnist.py --attention
-    # your own images, resized
-    python train_mnist.py --dataset ~/photos -hh 32 -ww 32
-    # continue after Ctrl-C, a crash or a power cut
-    python train_mnist.py --resume results/RUN
+  python train_mnist.py --attention           # on MNIST
+  python train_mnist.py --dataset ~/photos    # your images
+  python train_mnist.py --resume results/RUN  # continue
 """
 import shlex
 import sys
@@ -84,7 +81,7 @@ def train(training, images, validation_images, run):
 def announce(speed, remaining):
     """Print how long the run will take, unless that is less than a minute."""
     if remaining > 60 * speed:
-        cli.say(f'{speed:,.0f} samples/s: about {remaining / speed / 60:,.0f} min to go, with the final validation')
+        cli.say(f'{speed:,.0f} samples/s: about {remaining / speed / 60:,.0f} min to go, final validation included')
 
 
 def validate(training, images, run):

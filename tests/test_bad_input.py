@@ -3,9 +3,7 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import evaluate
 import sample
@@ -39,46 +37,20 @@ def rewrite(name, change):
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
-def foreign_parameters(folder):
-    save_file({'dense0.weight': np.ones((3, 4), np.float32)}, folder / 'best.safetensors')
-
-
 def remove_parameters(folder):
     for path in folder.glob('*.safetensors'):
         path.unlink()
-
-
-def pipe(name):
-    return lambda folder: ((folder / name).unlink(), os.mkfifo(folder / name))
 
 
 BAD_RUNS = {
     'no folder': shutil.rmtree,
     'a file': lambda folder: (shutil.rmtree(folder), folder.write_text('mine')),
     'no config': lambda folder: (folder / 'config.json').unlink(),
-    'no parameters': remove_parameters,
     'config cut short': rewrite('config.json', lambda content: content[:-20]),
-    'config of something else': rewrite('config.json', lambda content: b'{"name": "draw", "arguments": {"x": 1}}'),
-    'config is a list': rewrite('config.json', lambda content: b'[]'),
-    'config nested deeply': rewrite('config.json', lambda content: b'[' * 100000),
-    'config of 2 MiB': rewrite('config.json', lambda content: content + b' ' * 2 ** 21),
-    'config without a size': rewrite('config.json', lambda content: content.replace(b'input_height', b'height')),
     'config of a larger network': lambda folder: change_config(folder, {'num_recurrent_units': 9}),
-    'config of other images': lambda folder: change_config(folder, {'input_width': 27}),
-    'config of more steps': lambda folder: change_config(folder, {'num_steps': 4}),
-    'config of huge images': lambda folder: change_config(folder, {'input_width': 4096, 'input_height': 4096}),
-    'config with attention': lambda folder: change_config(folder, {'attention': True}),
-    'config with text for a size': lambda folder: change_config(folder, {'latent_dim': '4x'}),
-    'config with a large window': lambda folder: change_config(folder, {'attention': True, 'write_size': 29}),
-    'config with a list': lambda folder: change_config(folder, {'binarization': []}),
-    'config with an unknown word': lambda folder: change_config(folder, {'binarization': 'none'}),
-    'config is a pipe': pipe('config.json'),
-    'parameters are a pipe': pipe('best.safetensors'),
-    'parameters cut short': rewrite('best.safetensors', lambda content: content[:-1]),
-    'parameters too long': rewrite('best.safetensors', lambda content: content + b'\0'),
-    'parameters with a changed byte': rewrite('best.safetensors', lambda content: content[:-1] + b'\x01'),
-    'parameters with a huge header': rewrite('best.safetensors', lambda content: b'\xff' * 8 + content[8:]),
-    'parameters of something else': foreign_parameters}
+    'no parameters': remove_parameters,
+    'parameters are a pipe': lambda folder: (remove_parameters(folder), os.mkfifo(folder / 'best.safetensors')),
+    'parameters with a changed byte': rewrite('best.safetensors', lambda content: content[:-1] + b'\x01')}
 
 
 @pytest.mark.parametrize('damage', BAD_RUNS.values(), ids=BAD_RUNS)

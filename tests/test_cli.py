@@ -90,7 +90,7 @@ def test_the_time_to_go_includes_the_final_validation(workplace, monkeypatch, ca
     monkeypatch.undo()
     train_mnist.announce(10, 600)
     train_mnist.announce(10, 6000)
-    assert capsys.readouterr().out.splitlines()[-1] == '10 samples/s: about 10 min to go, with the final validation'
+    assert capsys.readouterr().out.splitlines()[-1] == '10 samples/s: about 10 min to go, final validation included'
 
 
 # A notebook

@@ -55,15 +55,18 @@ def test_a_flag_and_its_value_can_be_written_in_five_ways(name):
 @pytest.mark.parametrize('columns', [60, 80, 100])
 def test_help_fits_the_terminal(monkeypatch, columns):
     monkeypatch.setenv('COLUMNS', str(columns))
+    monkeypatch.setattr(sample, 'PRETRAINED', 'assets/draw_w_attn')  # its own path can be longer than a line
     for parser in parsers():
         text = parser.format_help()
-        assert max(map(len, text.splitlines())) <= columns and 'default: None' not in text
-        examples = re.findall(rf'^    python {parser.prog}(.*)$', text, re.MULTILINE)
+        words = ' '.join(text.split())
+        assert max(map(len, text.splitlines())) <= columns and 'default: None' not in words
+        examples = re.findall(rf'^  python {parser.prog}(.*)$', text, re.MULTILINE)
         assert 2 <= len(examples) <= 3
         for flag in re.findall(r' (--?\w+)', ' '.join(examples)):
             assert re.search(rf'^  .*{flag}\b', text, re.MULTILINE), flag
         for action in parser._actions:
-            assert action.help and (not action.default or action.dest == 'help' or 'default: ' in text)
+            assert action.help, action
+            assert action.nargs == 0 or action.default is None or f'(default: {action.default})' in words, action
 
 
 NUMBERS = {
@@ -85,15 +88,11 @@ def test_numbers(capsys, flag):
 
 
 @pytest.mark.parametrize('argv, reason', [
-    (['--attention', '-ar', '29', '-hh', '28', '-ww', '28'], '--read_size: 29 is larger'),
-    (['--attention', '-hh', '20', '-ww', '12', '-aw', '13'], 'shorter side (12)'), (['-ar', '3'], 'need --attention'),
-    (['-hhx'], "'x'"), (['-hh', '32'], 'go together'), (['-s', '5000'], 'at most 4096'), (['-s'], 'expected one'),
-    (['--binarization', 'none'], 'none'), (['--epochs', '3'], '--epochs'), (['--num_train', '10'], '--num_train'),
-    (['--gpu=1'], '--gpu'), (['extra'], 'extra'), (['--dataset', 'cifar'], 'cifar does not exist'),
-    (['--name', 'a/b'], "'a/b' is not a plain name"), (['--resume', 'nowhere'], 'nowhere is not the folder of a run'),
-    *(([f'--{name}', ''], f'--{name}') for name in ('init', 'resume', 'logdir', 'data_dir')),
-    (['--gpus', 'all'], "'all' is not a list"), (['--gpus', '0,0'], "'0,0'"), (['--gpus', ''], "''"),
-    (['--gpu', '--gpus', '0'], 'only one of')], ids=str)
+    (['-hhx'], "'x'"), (['-s'], 'expected one argument'), (['--binarization', 'none'], 'none'), (['extra'], 'extra'),
+    (['--epochs', '3'], '--epochs'), (['--num_train', '10'], '--num_train'), (['--gpu=1'], '--gpu'),
+    (['--dataset', 'cifar'], 'cifar does not exist'), (['--gpus', 'all'], "'all' is not a list"),
+    (['--gpus', '0,0'], "'0,0'"), (['--gpus', ''], "''"),
+    *(([f'--{name}', ''], f'--{name}') for name in ('init', 'resume', 'logdir', 'data_dir'))], ids=str)
 def test_bad_options(tmp_path, monkeypatch, capsys, argv, reason):
     monkeypatch.chdir(tmp_path)
     assert reason in refusal(capsys, train_mnist.main, *argv)

@@ -1,8 +1,8 @@
 """Parameter files, and the network of a run.
 
 best.safetensors holds the parameters with the best validation bound. checkpoint.safetensors holds the latest ones, the
-moments of Adam and the state of the run. The `__metadata__` of such a file is one JSON object, `draw`, with the state and
-`sha256`: the SHA-256 of the file with zeros in place of the checksum.
+moments of Adam and the state of the run. The `__metadata__` of such a file is one JSON object, `draw`, with the state
+and `sha256`: the SHA-256 of the file with zeros in place of the checksum.
 """
 import hashlib
 import json
@@ -20,6 +20,8 @@ from mxnet import nd
 import core
 from runs import config as configs
 
+BEST, CHECKPOINT = 'best.safetensors', 'checkpoint.safetensors'
+GROUPS = '', 'mean/', 'variance/'  # of a checkpoint: the parameters, and the moments of Adam
 _MAX_HEADER = 2 ** 20  # bytes
 _NO_CHECKSUM = '0' * 64
 
@@ -115,13 +117,14 @@ def load(path, net, groups=('',)):
         raise cli.UserError(cli.reason(error)) from None
     except (safetensors.SafetensorError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
             AttributeError) as error:  # safetensors does not say which
-        raise cli.UserError(f'{path} is damaged or not a parameter file of this program: {str(error)[:200]}') from None
-    found = {name: array.shape for name, array in arrays.items()}
-    if found != shapes or state.get('model') != _model(net):
-        wrong = min((name for name in {**found, **shapes} if found.get(name) != shapes.get(name)), default='model')
+        raise cli.UserError(f'{path} is damaged or not a parameter file of this program: '
+                            f'{cli.printable(str(error)[:200])}') from None
+    found = {'model': state.get('model'), **{name: array.shape for name, array in arrays.items()}}
+    expected = {'model': _model(net), **shapes}
+    if found != expected:
+        wrong = min(name for name in {**found, **expected} if found.get(name) != expected.get(name))
         raise cli.UserError(f'{path} does not fit the config.json beside it: {reprlib.repr(wrong)} is '
-                            f'{found.get(wrong, reprlib.repr(state.get("model")))}, '
-                            f'expected {shapes.get(wrong, _model(net))}')
+                            f'{reprlib.repr(found.get(wrong))}, expected {expected.get(wrong)}')
     for name, array in arrays.items():
         if array.dtype not in ('float32', 'float16') or not np.isfinite(array).all():
             raise cli.UserError(f'{path} is damaged: {name} must hold finite float32 or float16 numbers')
@@ -138,9 +141,6 @@ def _parse(content):
     if hashlib.sha256(unsigned).hexdigest() != checksum:
         raise ValueError('its checksum is wrong')
     return safetensors.numpy.load(content), state
-
-
-GROUPS = '', 'mean/', 'variance/'  # of a checkpoint: the parameters, and the moments of Adam
 
 
 def load_run(folder, contexts=None):
@@ -161,10 +161,9 @@ def load_run(folder, contexts=None):
         net = build_net(config['arguments'])
     except ValueError as error:
         raise cli.UserError(f'{folder}/config.json: {error}') from None
-    path = os.path.join(folder, 'best.safetensors')
-    groups = GROUPS[:1]
-    if not os.path.lexists(path) and os.path.lexists(os.path.join(folder, 'checkpoint.safetensors')):
-        path, groups = os.path.join(folder, 'checkpoint.safetensors'), GROUPS
+    best, checkpoint = (os.path.join(folder, name) for name in (BEST, CHECKPOINT))
+    has_best = os.path.lexists(best) or not os.path.lexists(checkpoint)
+    path, groups = (best, GROUPS[:1]) if has_best else (checkpoint, GROUPS)
     arrays, _ = load(path, net, groups)
     net.initialize(ctx=contexts or mx.cpu())
     set_arrays(net, arrays)
@@ -174,3 +173,10 @@ def load_run(folder, contexts=None):
 def load_net(folder):
     """The trained `core.DRAW` of a run's folder, on the CPU. Raises cli.UserError."""
     return load_run(folder)[0]
+
+
+def load_init(args):
+    """The parameters of the model that args.init names, as a checkpoint without a state; None if it names none, or if
+    the run to resume has a checkpoint of its own. Raises cli.UserError."""
+    begun = args.resume and os.path.lexists(os.path.join(args.resume, CHECKPOINT))
+    return (arrays_of(load_net(args.init)), {}) if args.init and not begun else None

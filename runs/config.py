@@ -1,6 +1,7 @@
 """The flags of train_mnist.py, and config.json, in which a run keeps them."""
 import argparse
 import os
+import reprlib
 
 from system import cli, devices, files
 
@@ -13,8 +14,11 @@ OF_EACH_WORKER = 'data_dir', 'logdir', 'gpu', 'gpus', 'fused'  # may differ betw
 SIZES = 'input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim'
 _OF_MODEL = (*SIZES, 'attention', 'read_size', 'write_size')  # what --init takes from the other run
 _OF_DATA = 'dataset', 'transpose', 'data_dir', 'binarization'  # this too, unless it is given
-_MAX_SIZE, _MAX_CANVASES = 4096, 2 ** 25  # the latter: pixels of an image at all steps, 128 MiB
+_MAX_SIZE = 4096
+_MAX_CANVASES, _MAX_WEIGHTS = 2 ** 25, 2 ** 29  # pixels of an image at all steps, 128 MiB; numbers to train, 2 GiB
 KL_WARMUP = 20000  # samples
+_IMAGES = {'dataset': [str], 'path': [str, type(None)], 'height': [int], 'width': [int], 'splits': [dict]}
+_SPLIT = {'images': [int], 'sha256': [str]}
 
 
 def build_parser(doc=''):
@@ -33,7 +37,8 @@ def build_parser(doc=''):
     add('--input_width', '-ww', type=cli.count, metavar='N', help="pixels (default: the images' own)")
     add = parser.add_argument_group('model').add_argument
     add('--attention', action='store_true', help='read and write with selective attention')
-    add('--read_size', '-ar', type=cli.count, metavar='N', help='with --attention: read with N x N filters (default: 2)')
+    add('--read_size', '-ar', type=cli.count, metavar='N',
+        help='with --attention: read with N x N filters (default: 2)')
     add('--write_size', '-aw', type=cli.count, metavar='N',
         help='with --attention: write with N x N filters (default: 5)')
     add('--num_steps', '-s', type=cli.count, metavar='N', default=64, help='time steps T')
@@ -46,12 +51,14 @@ def build_parser(doc=''):
     add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
     add('--lr_decay', type=cli.fraction, metavar='X', default=0.4,
         help='last fraction of the run, over which the learning rate falls linearly to 0')
-    add('--clip_norm', type=cli.positive, metavar='X', default=5., help="the gradient's largest global norm, nats per image")
+    add('--clip_norm', type=cli.positive, metavar='X', default=5.,
+        help="the gradient's largest global norm, nats per image")
     add('--kl_warmup', type=cli.count, metavar='N',
         help="training samples over which the KL's weight grows from 0 to 1; 1: no warm-up "
              f'(default: {KL_WARMUP}, with --init 1)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed (weights, data order, binarization, noise)')
-    add('--init', type=cli.path, metavar='RUN', help="start from another run's model; sizes and data set are taken from it")
+    add('--init', type=cli.path, metavar='RUN',
+        help="start from another run's model; sizes and data set are taken from it")
     add('--resume', type=cli.path, metavar='RUN',
         help='continue this run; only these flags may change: ' + ', '.join(MAY_CHANGE))
     add = parser.add_argument_group('validation and log').add_argument
@@ -62,7 +69,8 @@ def build_parser(doc=''):
     add('--checkpoint_freq', type=cli.count, metavar='N',
         help='training samples between checkpoints, besides the one at each validation (default: none)')
     add('--logdir', type=cli.path, metavar='DIR', default='results', help="folder of the runs' folders")
-    add('--name', type=_name, metavar='NAME', help="end of the name of the run's folder (default: attention or no_attention)")
+    add('--name', type=_name, metavar='NAME',
+        help="end of the name of the run's folder (default: attention or no_attention)")
     group = parser.add_argument_group('devices')
     devices.add_flags(group)
     group.add_argument('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
@@ -97,11 +105,12 @@ def parse_args(argv=None, doc=''):
                              f'{args.resume or args.init}')
         if args.resume and (args.gpu or args.gpus):  # instead of the stored ones, not beside them
             given.gpu, given.gpus = args.gpu, args.gpus
+        if args.init and not args.resume and given.dataset != stored['dataset']:  # other images, so other files
+            given.data_dir, given.transpose = args.data_dir, args.transpose
         args = given
     if not args.attention and (args.read_size or args.write_size):
         parser.error('arguments --read_size and --write_size need --attention')
-    if args.attention:
-        args.read_size, args.write_size = args.read_size or 2, args.write_size or 5
+    _set_windows(args)
     if args.gpu and args.gpus:
         parser.error('only one of --gpu and --gpus can be given')
     args.kl_warmup = args.kl_warmup or (1 if args.init else KL_WARMUP)  # a trained model would drift from the prior
@@ -110,15 +119,19 @@ def parse_args(argv=None, doc=''):
     return args
 
 
+def _set_windows(args):
+    args.read_size, args.write_size = (args.read_size or 2, args.write_size or 5) if args.attention else (None, None)
+
+
 def image_shape(args):
     """(height, width) as the flags give it, or None."""
-    if (args.input_height is None) != (args.input_width is None):
-        raise cli.UserError('--input_height and --input_width go together')
     return (args.input_height, args.input_width) if args.input_height else None
 
 
 def check_sizes(args):
     """Raise cli.UserError for a model that is too large; the image's size may still be None."""
+    if (args.input_height is None) != (args.input_width is None):
+        raise cli.UserError('--input_height and --input_width go together')
     height, width = args.input_height or 1, args.input_width or 1
     for name in ('batch_size', *SIZES):
         if (getattr(args, name) or 1) > _MAX_SIZE:
@@ -127,8 +140,13 @@ def check_sizes(args):
         raise cli.UserError(f'{args.num_steps} steps of {height}x{width} pixels: at most {_MAX_CANVASES:,} in all')
     side = min(args.input_height or _MAX_SIZE, args.input_width or _MAX_SIZE)
     for name in ('read_size', 'write_size'):
-        if args.attention and getattr(args, name) > side:
-            raise cli.UserError(f"argument --{name}: {getattr(args, name)} is larger than the image's shorter side ({side})")
+        size = getattr(args, name)
+        if args.attention and size > side:
+            raise cli.UserError(f"argument --{name}: {size} is larger than the image's shorter side ({side})")
+    read, write = (args.read_size ** 2, args.write_size ** 2) if args.attention else (height * width, height * width)
+    weights = args.num_recurrent_units * (8 * read + write + 12 * args.num_recurrent_units + 6 * args.latent_dim)
+    if weights > _MAX_WEIGHTS:
+        raise cli.UserError(f'the model would have {weights:,} weights: at most {_MAX_WEIGHTS:,}')
 
 
 def read(folder):
@@ -140,8 +158,12 @@ def read(folder):
     try:
         config = files.read_json(path)
         config['arguments'] = _stored(config['arguments'])
-        if not (isinstance(config.get('images', {}), dict) and isinstance(config.get('validation', {}), dict)):
-            raise ValueError('images or validation is not an object')
+        if 'images' in config:  # earlier versions had not recorded them
+            _check(config['images'], _IMAGES)
+            for split in config['images']['splits'].values():
+                _check(split, _SPLIT)
+        validation = config.get('validation', {})
+        _check(validation, dict.fromkeys(validation.keys(), (int, float, str)))
         check_sizes(config['arguments'])
         return config
     except OSError as error:
@@ -153,23 +175,31 @@ def read(folder):
 def _stored(arguments):
     """Arguments from config.json, checked as flags are; those of a version that did not have a flag get its default."""
     args = argparse.Namespace()
-    for action in build_parser()._actions:
+    for action in build_parser()._actions[1:]:  # all but --help
         name, value = action.dest, arguments.get(action.dest, action.default)
-        if action.nargs == 0:
-            valid = type(value) is bool or name == 'help'
+        if value is None:
+            valid = action.default is None
+        elif action.nargs == 0:
+            valid = type(value) is bool
         else:
-            valid = value is None or type(value) in (int, float, str)
-        if not valid or action.choices and value not in action.choices:
-            raise ValueError(f'{name} is {value!r}')
-        if value is not None and action.type:
+            valid = type(value) in (int, float, str) and (not action.choices or value in action.choices)
+        if not valid:
+            raise ValueError(f'{name} is {reprlib.repr(value)}')
+        if value is not None and action.nargs != 0:
             try:
-                value = action.type(str(value))
+                os.fsencode(str(value))  # JSON can hold text that no path can
+                value = (action.type or str)(str(value))
             except argparse.ArgumentTypeError as error:
                 raise ValueError(f'{name}: {error}') from None
         setattr(args, name, value)
-    if not args.attention:
-        args.read_size = args.write_size = None
-    if not all(getattr(args, name) for name in (*SIZES, 'batch_size', 'num_train_samples')):
-        raise ValueError('a size is missing')
-    del args.help
+    if not args.input_height:
+        raise ValueError('input_height is missing')
+    _set_windows(args)
     return args
+
+
+def _check(found, types):
+    """Raise an exception unless the entries of a dict have these types."""
+    for name, kinds in types.items():
+        if type(found[name]) not in kinds:
+            raise ValueError(f'{name} is {reprlib.repr(found[name])}')

@@ -1,0 +1,227 @@
+"""The flags of a run that starts from another or is resumed, and config.json, which may be a stranger's."""
+import json
+import math
+import os
+from pathlib import Path
+
+from system import cli, files
+
+import numpy as np
+import pytest
+
+import train_mnist
+from dataset.load import same_images
+from runs import config
+from small_runs import ARGV, ROOT, change_config, config_of, fails, refusal
+
+IMAGES = {'dataset': 'mnist', 'path': None, 'height': 5, 'width': 7,
+          'splits': {split: {'images': 10, 'sha256': 'ab' * 32} for split in ('train', 'validation')}}
+
+
+@pytest.fixture(autouse=True)
+def run(tmp_path, monkeypatch):
+    """The folder of a run without parameters."""
+    monkeypatch.chdir(tmp_path)
+    args = config.parse_args([*ARGV, '-hh', '5', '-ww', '7', '--attention', '--transpose', '--data_dir', 'own'])
+    os.mkdir('run')
+    files.write_json('run/config.json', {'arguments': vars(args), 'images': IMAGES, 'command': 'train_mnist.py'})
+    return Path('run')
+
+
+def stored(run='run'):
+    return vars(config.read(run)['arguments'])
+
+
+# Flags
+
+ALLOWED = {'num_train_samples': '64', 'learning_rate': '0.5', 'lr_decay': '0', 'val_freq': '3', 'log_freq': '3',
+           'checkpoint_freq': '3', 'data_dir': 'elsewhere', 'fused': 'off', 'kvstore': 'dist_sync', 'sync_timeout': '3',
+           'gpus': '0,1', 'gpu': None}
+OTHERS = {'dataset': 'mnist', 'binarization': 'static', 'input_height': '6', 'input_width': '6', 'read_size': '1',
+          'write_size': '1', 'num_steps': '3', 'num_recurrent_units': '3', 'latent_dim': '3', 'batch_size': '3',
+          'clip_norm': '3', 'kl_warmup': '3', 'seed': '3', 'init': 'run', 'num_val_samples': '3', 'logdir': 'elsewhere',
+          'name': 'mine', 'transpose': None, 'attention': None}
+MODEL = 'input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim', 'read_size', 'write_size'
+
+
+def flag(name, value):
+    return [f'--{name}', *([value] if value else [])]
+
+
+def test_these_are_all_flags():
+    assert {*ALLOWED, *OTHERS, 'resume', 'help'} == {action.dest for action in config.build_parser()._actions}
+
+
+def test_resumed_run_has_the_arguments_of_its_first_command(run):
+    args = vars(config.parse_args(['--resume', 'run']))
+    assert args == {**stored(), 'resume': os.path.abspath('run')}
+    assert args == vars(config.parse_args(['--resume', 'run', *ARGV, '--attention', '-ar', '2']))  # said again
+
+
+@pytest.mark.parametrize('name', ALLOWED)
+def test_what_may_change_when_a_run_is_resumed(run, name):
+    args = vars(config.parse_args(['--resume', 'run', *flag(name, ALLOWED[name])]))
+    assert name in config.MAY_CHANGE and args[name] != stored()[name]
+    assert {key: args[key] for key in stored() if key not in (name, 'resume')} == {
+        key: value for key, value in stored().items() if key not in (name, 'resume')}
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_what_must_not_change_when_a_run_is_resumed(run, capsys, name):
+    if not OTHERS[name]:
+        change_config(run, {name: False, 'read_size': None, 'write_size': None})
+    line = refusal(capsys, train_mnist.main, '--resume', 'run', *flag(name, OTHERS[name]))
+    assert f'argument --{name}: ' in line and f'contradicts {stored()[name]} of {os.path.abspath("run")}' in line
+
+
+def test_a_run_that_starts_from_a_model_takes_what_it_is_not_given(run, capsys):
+    own, given = config.build_parser().parse_args([]), stored()
+    args = vars(config.parse_args(['--init', 'run', '-t', '99']))
+    for name in args:
+        taken = name in (*MODEL, 'attention', 'dataset', 'transpose', 'data_dir', 'binarization')
+        expected = {'num_train_samples': 99, 'kl_warmup': 1, 'init': os.path.abspath('run')}
+        assert args[name] == expected.get(name, given[name] if taken else getattr(own, name)), name
+    for name in MODEL:
+        line = refusal(capsys, train_mnist.main, '--init', 'run', *flag(name, OTHERS[name]))
+        assert f'argument --{name}: ' in line and 'contradicts' in line
+
+
+def test_a_run_that_starts_from_a_model_may_have_other_images(run):
+    args = config.parse_args(['--init', 'run', '--dataset', 'kmnist', '--binarization', 'static', '--kl_warmup', '7'])
+    assert (args.dataset, args.binarization, args.kl_warmup) == ('kmnist', 'static', 7)
+    assert args.data_dir == os.path.abspath('data') and not args.transpose  # those of the run are for its own images
+
+
+@pytest.mark.parametrize('argv, reason', [
+    ('--read_size 3', 'need --attention'), ('--write_size 3', 'need --attention'), ('-hh 28', 'go together'),
+    ('--gpu --gpus 0', 'only one of'), ('--attention -hh 5 -ww 9 -aw 6', 'shorter side (5)'),
+    ('-u 5000', 'at most 4096'), ('-hh 4097 -ww 4', 'at most 4096'), ('-hh 2000 -ww 2000', '64 steps of 2000x2000'),
+    ('-hh 2000 -ww 2000 -s 8 -u 4000', 'weights'), ('--attention -hh 2000 -ww 2000 -s 8 -ar 2000', 'weights'),
+    ('--name a/b', 'plain name'), ('--resume nowhere', 'nowhere'), ('--init run/config.json', 'run/config.json')])
+def test_contradictions_are_refused_before_work_starts(capsys, argv, reason):
+    assert reason in refusal(capsys, train_mnist.main, *argv.split())
+    assert not os.path.exists('results')
+
+
+# config.json
+
+def test_what_is_written_can_be_read(run):
+    before = (run / 'config.json').read_bytes()
+    with pytest.raises(OSError, match='too large'):
+        files.write_json(str(run / 'config.json'), {'text': 'x' * 2 ** 20})
+    assert (run / 'config.json').read_bytes() == before and os.listdir(run) == ['config.json']
+    files.write_json(str(run / 'config.json'), {'text': 'x' * (2 ** 20 - 20)})
+    assert len(files.read_json(run / 'config.json')['text']) == 2 ** 20 - 20
+
+
+@pytest.mark.parametrize('name', ['draw_w_attn', 'draw_wo_attn'])
+def test_runs_of_the_previous_version_can_be_read(name):
+    folder = ROOT / 'assets' / name
+    args, written = config.read(folder)['arguments'], config_of(folder)['arguments']
+    assert vars(args).keys() == vars(config.build_parser().parse_args([])).keys()
+    assert args.attention == (name == 'draw_w_attn')
+    assert args.read_size == (written['read_size'] if args.attention else None)
+    assert args.num_steps == 64 and args.learning_rate == written['learning_rate'] and args.fused == 'auto'
+
+
+def replaced(write):
+    def replace(run):
+        (run / 'config.json').unlink()
+        write(run / 'config.json')
+
+    return replace
+
+
+def text(content):
+    return replaced(lambda path: path.write_bytes(content.encode('utf-8', 'surrogateescape')))
+
+
+def changed(arguments=(), **changes):
+    return lambda run: change_config(run, arguments, **changes)
+
+
+HOSTILE = {
+    'missing': lambda run: (run / 'config.json').unlink(), 'a folder': replaced(Path.mkdir),
+    'a pipe': replaced(os.mkfifo), 'endless': replaced(lambda path: path.symlink_to('/dev/zero')),
+    'a loop': replaced(lambda path: path.symlink_to(path.name)),
+    'empty': text(''), 'no JSON': text('{"arguments": '), 'no text': text('\udcff\udcfe'), 'null': text('null'),
+    'a number': text('3'), 'a list': text('[]'), 'no entries': text('{}'), 'no arguments': text('{"arguments": null}'),
+    'a list of arguments': text('{"arguments": []}'), 'nothing in it': text('{"arguments": {}}'),
+    'deep': text('[' * 10 ** 5), 'deep and closed': text('[' * 900 + ']' * 900),
+    'digits': text('{"arguments": ' + '9' * 10000 + '}'), 'large': text(' ' * 2 ** 20 + '{}'),
+    'huge layers': changed({'num_recurrent_units': 2 ** 14}), 'a wide window': changed({'write_size': 6}),
+    'huge images': changed({'input_height': 2000, 'input_width': 2000, 'num_steps': 64}),
+    'no size': changed({'input_height': None, 'input_width': None}), 'one size': changed({'input_width': None}),
+    'no facts': changed(images=None), 'facts are a list': changed(images=[1]),
+    'a split is a list': changed(images={**IMAGES, 'splits': {'train': []}}),
+    'no height': changed(images={**IMAGES, 'height': {}}), 'validation is text': changed(validation=''),
+    'validation is deep': changed(validation={'bound': json.loads('[' * 400 + ']' * 400)})}
+
+
+@pytest.mark.parametrize('case', HOSTILE)
+def test_config_of_a_stranger_is_refused(run, capsys, case):
+    HOSTILE[case](run)
+    assert str(run) in fails(config.read, run)
+    for argument in ('--resume', '--init'):
+        assert str(run) in refusal(capsys, train_mnist.main, argument, run)
+    assert not os.path.exists('results')
+
+
+ODD = [None, True, 0, 1, -1, 1.5, 1e400, float('nan'), 2 ** 53, 10 ** 400, '', '3', 'text', '\n', '\0', '\ud800',
+       '9' * 5000, 'x' * 10000, [], [3], {}, {'a': {}}]
+
+
+@pytest.mark.parametrize('name', [*ALLOWED, *OTHERS])
+def test_arguments_are_checked_as_flags_are(run, name):
+    """Whatever stands there is refused with one line, or is what the flag could have given."""
+    action = next(action for action in config.build_parser()._actions if action.dest == name)
+    refused = 0
+    for value in ODD:
+        change_config(run, {name: value})
+        try:
+            found = stored()[name]
+        except cli.UserError:
+            refused += 1
+            continue
+        if action.nargs == 0:
+            assert found is value and type(value) is bool
+        elif value is None:
+            assert action.default is None and found == {'read_size': 2, 'write_size': 5}.get(name)
+        else:
+            assert found == (action.type or str)(str(value)) and (not action.choices or found in action.choices)
+    assert refused >= 6
+
+
+def change_at_random(value, rng):
+    """A JSON value with one change somewhere in it."""
+    if not value or not isinstance(value, (dict, list)) or rng.random() < 0.1:
+        near = type(value) is int and rng.random() < 0.5
+        return value + int(rng.integers(-8, 9)) if near else ODD[rng.integers(len(ODD))]
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    key, other = (keys[rng.integers(len(keys))] for _ in range(2))
+    changed = value.copy()
+    changed[key] = value[other] if rng.random() < 0.2 else change_at_random(value[key], rng)
+    return changed
+
+
+def test_random_changes_of_config(run):
+    """Each is refused with one line, or leaves a config.json that serves, and that is read again when it is written."""
+    rng, refused = np.random.default_rng(1), 0
+    whole = {**config_of(run), 'validation': {'bound': 3., 'samples_seen': 8}}
+    for _ in range(300):
+        (run / 'config.json').write_text(json.dumps(change_at_random(change_at_random(whole, rng), rng)))
+        try:
+            content = config.read(run)
+        except cli.UserError as error:
+            assert cli.printable(error)
+            refused += 1
+            continue
+        try:
+            same_images(content.get('images'), IMAGES)
+        except cli.UserError as error:
+            assert cli.printable(error)
+        args = config.parse_args(['--resume', 'run'])
+        assert math.isfinite(args.learning_rate) and args.num_steps * args.input_height * args.input_width <= 2 ** 25
+        files.write_json('run/config.json', {**content, 'arguments': vars(args)})
+        assert vars(config.read(run)['arguments']) == vars(args)
+    assert 30 < refused < 290

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 
-from system import cli, devices
+from system import cli, devices, files
 
 import numpy as np
 from mxnet import autograd
@@ -101,6 +101,8 @@ def validate(training, images, run):
 
 def finish(training, images, run):
     """The bound of the best parameters on all validation images, and ten samples."""
+    if training.best_bound == np.inf:  # resumed with fewer samples to see than it had seen already
+        validate(training, images[:training.args.num_val_samples], run)
     run.load_best()
     with cli.progress('validating', len(images), 'images') as bar:
         def on_batch(count):
@@ -112,12 +114,15 @@ def finish(training, images, run):
     result = {'bound': bound, 'reconstruction': reconstruction, 'kl': bound - reconstruction, 'unit': 'nats',
               'num_images': len(images), 'samples_seen': training.seen}
     run.log.result(training.seen, result)
-    check_writable(run.path('samples'))
-    paint.write_gifs(paint.paint(training.net, 0, num_samples=NUM_GIFS), run.path('samples'), 'sample')
+    try:
+        folder = files.make_folder(run.path('samples'))
+        paint.write_gifs(paint.paint(training.net, 0, num_samples=NUM_GIFS), folder, 'sample')
+        samples = f'{NUM_GIFS} samples: {cli.shown(folder)}/sample_0.gif ... sample_{NUM_GIFS - 1}.gif'
+    except OSError as error:  # pictures keep no run from finishing
+        samples = f'Note: the samples were not written: {cli.reason(error)}'
     run.finish(result)
     cli.say(f'Negative variational bound of best.safetensors on all {len(images):,} validation images: '
-            f'{bound:.2f} nats (reconstruction {reconstruction:.2f}, KL {bound - reconstruction:.2f}).\n'
-            f'{NUM_GIFS} samples: {cli.shown(run.path("samples"))}/sample_0.gif ... sample_{NUM_GIFS - 1}.gif')
+            f'{bound:.2f} nats (reconstruction {reconstruction:.2f}, KL {bound - reconstruction:.2f}).\n{samples}')
 
 
 def main(argv=None):
@@ -129,7 +134,7 @@ def main(argv=None):
         if args.batch_size % (group.size * len(contexts)):
             raise cli.UserError(f'argument --batch_size: {args.batch_size} images cannot be divided evenly among '
                                 f'{group.size * len(contexts)} devices')
-        initial = params.arrays_of(params.load_net(args.init)) if args.init and not args.resume else None
+        initial = params.load_init(args)
         if not args.resume:
             check_writable(args.logdir)
         data = load(args.dataset, args.data_dir, config.image_shape(args), ('train', 'validation'), args.transpose)
@@ -139,13 +144,11 @@ def main(argv=None):
             cli.say(line)
         images = stream.TrainingStream(data.splits['train'], args.binarization, args.seed)
         validation_images = stream.evaluation_images(data.splits['validation'], args.binarization)
-        group.check_same({**{name: value for name, value in vars(args).items() if name not in config.OF_EACH_WORKER},
-                          **versions(), 'images': data.facts['splits']})
+        same = {name: value for name, value in vars(args).items() if name not in config.OF_EACH_WORKER}
+        group.check_same({**same, **versions(), 'images': data.facts['splits']})
         with Run(args, command, data.facts, group) as run:
             training = Training(args, contexts, group)
-            if initial:
-                params.set_arrays(training.net, initial)
-            training.restore(run.checkpoint(training.net))
+            training.restore(run.checkpoint(training.net) or initial)
             if run.is_complete(training):
                 cli.say(f'{cli.shown(run.folder)} is complete. A larger --num_train_samples trains on.')
                 return 0

@@ -1,6 +1,7 @@
 """A run: its folder, the one process that may train in it, what is written there, and how it ends."""
 import contextlib
 import fcntl
+import math
 import os
 import platform
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import time
 from importlib import metadata
 
-from system import cli, devices, files
+from system import cli, files
 
 import mxnet as mx
 
@@ -20,6 +21,8 @@ from runs import params
 from runs.log import Log
 from runs.training import NotFinite
 
+SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'train_mnist.py')
+
 
 class Stopped(Exception):
     """A signal ended the training."""
@@ -28,9 +31,9 @@ class Stopped(Exception):
 class Run:
     """A run of train_mnist.py from its lock to its exit code.
 
-    A context. However its body ends, leaving it closes the log, writes config.json, prints the one line that says what to
-    do next, and ends the program with the exit code. Workers other than 0 have a temporary folder, so that all of them
-    run the same code.
+    A context. However its body ends, leaving it draws the curves, closes the log, prints the one line that says what to
+    do next, and ends the program with the exit code. A new run that fails before its first step leaves no folder.
+    Workers other than 0 have a temporary folder, so that all of them run the same code.
 
     Parameters
     ----------
@@ -61,21 +64,26 @@ class Run:
             elif self.args.resume:
                 self._stack.enter_context(lock(self.folder))
                 self.config = configs.read(self.folder)
-                same_images(self.config.get('images'), self._facts)
+                if 'images' not in self.config:
+                    raise cli.UserError(f'{self.folder} was trained by an earlier version, which alone can continue '
+                                        'it; --init starts from its parameters')
+                same_images(self.config['images'], self._facts)
             self._stack.enter_context(self._stop)
             self._stack = self._stack.pop_all()
         return self
 
     def checkpoint(self, net):
         """The checkpoint to continue from, (arrays, state), or None. Raises cli.UserError."""
-        path = self.path('checkpoint.safetensors') if self._resumes else ''
-        if not os.path.lexists(path):
+        path = self.path(params.CHECKPOINT) if self._resumes else ''
+        if not os.path.lexists(path) and 'validation' not in self.config:
             return None
         arrays, state = params.load(path, net, params.GROUPS)
-        if not all(type(state.get(name)) is int and 0 < state[name] < 2 ** 53 for name in ('samples_seen', 'num_updates')):
+        best, counts = state.get('best_bound'), [state.get('samples_seen'), state.get('num_updates')]
+        if not (all(type(count) is int and 0 < count < 2 ** 53 for count in counts)
+                and (best is None or type(best) is float and math.isfinite(best))):
             raise cli.UserError(f'{path} is damaged: it does not say how far the run had come')
-        if state.get('best_bound') is not None:
-            params.load(self.path('best.safetensors'), net)  # the end of the run needs it
+        if best is not None:
+            params.load(self.path(params.BEST), net)  # the end of the run needs it
         return arrays, state
 
     def is_complete(self, training):
@@ -86,37 +94,40 @@ class Run:
 
     def begin(self, training):
         """Write config.json into the run's folder, which is created if this is a new run, and open the log."""
-        self._training, computed = training, training.description()
+        computed = training.description()
         before = self.config.get('computed_by', computed)
-        self.config.update(arguments={k: v for k, v in vars(self.args).items() if k != 'resume'}, images=self._facts,
-                           computed_by=computed, versions=versions())
-        self.config['resumed_with' if self._resumes else 'command'] = self._command
+        arguments = {name: value for name, value in vars(self.args).items() if name != 'resume'}
+        kept = {name: self.config[name] for name in ('command', 'validation') if name in self.config}
+        self.config = {'arguments': arguments, 'images': self._facts, 'computed_by': computed, 'versions': versions(),
+                       **kept, 'resumed_with' if self._resumes else 'command': self._command}
+        self._training, self._began_at = training, training.seen
         if not self.folder:
             self.folder = create(self.args)
             self._stack.enter_context(lock(self.folder))
-        self._write_config()
-        self.log = Log(self.folder, self.config['arguments'], training.seen)
+        files.write_json(self.path('config.json'), self.config)
+        self.log = Log(self.folder, arguments, training.seen)
         if before != computed:
-            cli.say(f'Note: computed by {before} before, by {computed} now; the parameters will differ in their last bits '
-                    'from those of an uninterrupted run.')
-        cli.say(f'Run folder: {cli.shown(self.folder)}' + (f', from {training.seen:,} training samples on' if training.seen else ''))
+            cli.say(cli.printable(f'Note: computed by {before} before, by {computed} now; the parameters will differ '
+                                  'in their last bits from those of an uninterrupted run.'))
+        start = f', from {training.seen:,} training samples on' if training.seen else ''
+        cli.say(f'Run folder: {cli.shown(self.folder)}{start}')
 
     def path(self, name):
         return os.path.join(self.folder, name)
 
     def save_best(self):
         """Write best.safetensors."""
-        params.save(self.path('best.safetensors'), self._training.net, params.arrays_of(self._training.net))
+        params.save(self.path(params.BEST), self._training.net, params.arrays_of(self._training.net))
 
     def save_checkpoint(self):
         """Write checkpoint.safetensors; everything logged so far is on the disk before."""
         self.log.sync()
-        params.save(self.path('checkpoint.safetensors'), self._training.net, *self._training.state())
+        params.save(self.path(params.CHECKPOINT), self._training.net, *self._training.state())
 
     def load_best(self):
         """The arrays of best.safetensors of worker 0, put into the network of every worker."""
         net = self._training.net
-        arrays = params.load(self.path('best.safetensors'), net)[0]
+        arrays = params.arrays_of(net) if self._group.scratch else params.load(self.path(params.BEST), net)[0]
         params.set_arrays(net, {name: self._group.broadcast(array) for name, array in arrays.items()})
 
     def stops(self):
@@ -124,55 +135,50 @@ class Run:
         return self._group.any(self._stop.signal is not None)
 
     def finish(self, validation):
-        """Keep the result, which makes the run complete."""
+        """Write the result into config.json, which makes the run complete."""
         self.config['validation'] = validation
-
-    def _write_config(self):
-        config = {**self.config, 'samples_seen': self._training.seen}
-        files.write_json(self.path('config.json'), config)
+        files.write_json(self.path('config.json'), self.config)
 
     def __exit__(self, kind, error, trace):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # until the stack is left, in a second at most
         with self._stack:
-            line, code = self._ending(error)
+            trained = self._training is not None and self._training.seen > self._began_at
+            line, code = self._ending(error, trained)
             if self.log:
                 if code in (0, 130):
                     self.log.save_curves()
                 self.log.close()
-            if self._training:
-                with contextlib.suppress(OSError):  # a full disk, which was reported
-                    self._write_config()
-        if kind and not line:
-            return False
-        if line:
-            cli.say(line, sys.stderr if code in (1, 2) else sys.stdout)
-        if code in (1, 2):
+            if error and not trained and not self.args.resume and self.folder:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if line:
+                cli.say(line, sys.stderr if code in (1, 2) else sys.stdout)
+        if code in (1, 2) and line:
             raise SystemExit(code)
         self.code = code
-        return True
+        return bool(line)
 
-    def _ending(self, error):
-        """The last line of the program, and its exit code, for what the body raised."""
-        seen = self._training.seen if self._training else 0
-        resume = cli.command('python', *self._group.launcher, 'train_mnist.py', '--resume', cli.shown(self.folder)) if self.folder else ''
+    def _ending(self, error, trained):
+        """The last line of the program, and its exit code, for what the body raised; no line for a bug."""
+        seen, is_new = self._training.seen if self._training else 0, not self.args.resume
         if error is None:
             return '', 0
+        script = ('python', *self._group.launcher, cli.shown(SCRIPT))
+        resume = f'Continue with: {cli.command(*script, "--resume", cli.shown(self.folder))}' if self.folder else ''
         if isinstance(error, (Stopped, KeyboardInterrupt)):
-            code = 0 if self._stop.signal in (signal.SIGTERM, signal.SIGHUP) and isinstance(error, Stopped) else 130
-            return f'Stopped after {seen:,} training samples. Continue with: {resume}' if resume else 'Stopped.', code
-        if isinstance(error, NotFinite):
+            if is_new and not trained:
+                return 'Stopped before the first step.', 130
+            code = 0 if isinstance(error, Stopped) and self._stop.signal != signal.SIGINT else 130
+            return f'Stopped{f" after {seen:,} training samples" if self._training else ""}. {resume}', code
+        if isinstance(error, NotFinite) and seen:
             rate = f'-r {self.args.learning_rate / 10:g}'
-            if os.path.exists(self.path('best.safetensors')):
-                again = cli.command('python', 'train_mnist.py', '--init', cli.shown(self.folder))
+            if os.path.exists(self.path(params.BEST)):
+                again = cli.command('python', cli.shown(SCRIPT), '--init', cli.shown(self.folder))
                 return f'train_mnist.py: {error}. The best parameters are kept; start from them with: {again} {rate}', 1
             return f'train_mnist.py: {error}. Try a smaller learning rate: {rate}', 1
         if isinstance(error, (cli.UserError, OSError, MemoryError, mx.MXNetError)):
             text = f'train_mnist.py: error: {cli.printable(cli.reason(error))}'
-            if not self._training or not seen:
-                if self._training and not self._resumes:
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                    self._training = None
-                return text, 2
-            return f'{text}. Continue with: {resume}', 1
+            return (f'{text}. {resume}', 1) if trained else (text, 2)
         return '', 1
 
 
@@ -183,7 +189,7 @@ def versions():
 
 
 def check_writable(folder):
-    """Create `folder` if it is missing, and try to write there; returns whether it was missing. Raises cli.UserError."""
+    """Create `folder` if missing, and try to write there; returns whether it was missing. Raises cli.UserError."""
     is_new = not os.path.isdir(folder)
     try:
         os.makedirs(folder, exist_ok=True)
@@ -209,16 +215,15 @@ def create(args):
 def lock(folder):
     """Hold a run's folder for this process. The system releases it when the process ends, however it does.
 
-    Raises cli.UserError where another process holds it, or where there is no such folder.
+    Raises cli.UserError where another process holds it, where there is no such folder, or where there are no locks.
     """
-    try:
-        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise cli.UserError(f'{folder} is not the folder of a run: {error.strerror}') from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as stack:
+        try:
+            file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise cli.UserError(f'{folder} is in use by another training run') from None
+        except OSError as error:
+            raise cli.UserError(f'{folder} cannot be locked: {error.strerror}') from None
         yield
-    except BlockingIOError:
-        raise cli.UserError(f'{folder} is in use by another training run') from None
-    finally:
-        os.close(file)

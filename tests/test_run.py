@@ -1,174 +1,538 @@
-"""A training run from beginning to end: what its folder holds, and what decides it."""
-import contextlib
-import io
+"""A run's life: how it begins, what its folder holds, and that whatever ends it, it continues as if nothing had."""
+import errno
+import functools
+import json
 import os
+import resource
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
-from importlib import metadata
-from types import SimpleNamespace
+from pathlib import Path
 
+from system import devices
+
+import mxnet as mx
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import sample
 import train_mnist
-from commands import (
-    SIZES,
+from pictures import curves, paint
+from runs import config, params
+from runs import run as runs_run
+from runs.log import Log
+from runs.run import Run, create, lock
+from runs.training import Training
+from small_runs import (
+    ARGV,
+    ROOT,
     TIME_OUT,
-    T,
-    colours_per_frame,
-    command,
+    assert_same_end,
+    at_call,
+    change_config,
+    checkpoint_of,
+    code_of,
     config_of,
-    content,
-    frames,
+    contents,
+    fail_with,
+    fails,
     new_folder,
+    one_line,
     only_folder,
-    parse,
-    script,
+    refusal,
+    resume,
+    send,
+    started,
+    train,
+    write_images,
 )
-from runs import storage
 
-TINY = [*SIZES, '-t', '64', '-f', '32', '-v', '20']
-# Validations at 32, 64, 96 and, since 100 samples are rounded up to whole batches, 112 training samples.
-ATTENTION = ['--attention', *SIZES, '-t', '1e2', '-f', '32', '-v', '20', '-r', '0.03']
-PLAIN = [*TINY, '-v', '1000', '--logdir', 'all results']
-GIFS = [f'sample_{i}.gif' for i in range(10)]
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+ATTENTION = [*ARGV, '--attention']
+
+pytestmark = pytest.mark.usefixtures('workplace')
 
 
-def trained(tmp_path_factory, argv, logdir='results'):
-    cwd, stdout = new_folder(tmp_path_factory), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(stdout):
-        patch.chdir(cwd)
-        assert train_mnist.main(argv) == 0
-    return SimpleNamespace(cwd=cwd, argv=argv, folder=only_folder(cwd / logdir), stdout=stdout.getvalue())
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Drawing a figure takes longer than training for it."""
+    monkeypatch.setattr(curves, 'png', lambda table: b'a figure')
 
 
 @pytest.fixture(scope='module')
-def attention_run(tmp_path_factory):
-    return trained(tmp_path_factory, ATTENTION)
+def attentive(tmp_path_factory):
+    """A finished run of ATTENTION."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(new_folder(tmp_path_factory))
+        return Path.cwd() / train('--attention')
 
 
-@pytest.fixture(scope='module')
-def plain_run(tmp_path_factory):
-    return trained(tmp_path_factory, PLAIN, logdir='all results')
+def ending(monkeypatch, capsys, *befalls, argv=ARGV):
+    """Train a run that something befalls: `at_call`'s arguments. Returns the exit code and what was printed."""
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_call(patch, *befalls)
+        code = code_of(train_mnist.main, *argv)
+    return (code, *capsys.readouterr())
 
 
-@pytest.mark.parametrize('run', ['attention_run', 'plain_run'])
-def test_run_folder_is_complete(run, request):
-    run = request.getfixturevalue(run)
-    assert sorted(os.listdir(run.folder)) == sorted([
-        'config.json', *(f'{name}.safetensors' for name in ('last', 'best', 'checkpoint', 'fallback')), 'train',
-        'validation', 'curves.png', 'samples'])
-    assert sorted(os.listdir(run.folder / 'samples')) == GIFS
-    assert all(len(os.listdir(run.folder / split)) == 1 for split in ('train', 'validation'))  # one event file
-    for name in GIFS:
-        pictures = frames(run.folder / 'samples' / name)
-        assert len(pictures) == T + 1
-        assert {picture.shape for picture in pictures} == {(4 * 28, 4 * 28, 3)}
-    attention = '--attention' in run.argv
-    boxes = [colours_per_frame(run.folder / 'samples' / name) for name in GIFS]
-    assert all(gif[0] == (False, False) for gif in boxes)  # the initial canvas
-    assert not any(green for gif in boxes for _, green in gif)  # a sample reads nothing
-    assert any(red for gif in boxes for red, _ in gif) == attention
+def words_after(text, line):
+    """The arguments of the command at the end of a line, which can be typed in this folder."""
+    python, script, *argv = shlex.split(line.partition(text)[2])
+    assert python == 'python' and os.path.samefile(script, ROOT / 'train_mnist.py')
+    return argv
 
 
-@pytest.mark.parametrize('run, seen', [('attention_run', 112), ('plain_run', 64)])
-def test_config(run, seen, request):
-    run = request.getfixturevalue(run)
-    config = config_of(run.folder)
-    assert config['arguments'] == train_mnist.arguments_of(parse(*run.argv))
-    assert config['samples_seen'] == seen
-    assert config['versions'] == {
-        'python': '.'.join(map(str, sys.version_info[:3])),
-        **{name: metadata.version(name) for name in ('mxnet', 'numpy', 'mxboard', 'pillow')}}
-    validation = config['validation']
-    assert validation['unit'] == 'nats' and validation['parameters'] == 'best.safetensors'
-    assert validation['num_images'] == 20  # the last sixth of 120
-    assert validation['bound'] == pytest.approx(validation['reconstruction'] + validation['kl'])
-    assert 0 < validation['kl'] < validation['bound'] < 600  # 784 * log(2) = 543 without training
-    assert f'{validation["bound"]:.2f} nats' in run.stdout
-    assert str(run.folder.relative_to(run.cwd)) in run.stdout
+def assert_continues(line, whole):
+    """The command at the end of a line continues the run to the same end."""
+    assert code_of(train_mnist.main, *words_after('Continue with: ', line)) == 0
+    assert_same_end(only_folder(), whole)
 
 
-def test_command_in_config_runs_again(plain_run):
-    assert shlex.split(config_of(plain_run.folder)['command']) == ['train_mnist.py', *plain_run.argv]
+def assert_no_run():
+    assert not os.path.exists('results') or os.listdir('results') == []
 
 
-@pytest.mark.parametrize('name', ['best', 'last'])
-def test_safetensors_reads_the_parameters(attention_run, name):
-    net = storage.build_net(config_of(attention_run.folder)['arguments'])
-    arrays = load_file(attention_run.folder / f'{name}.safetensors')
-    assert {name: array.shape for name, array in arrays.items()} == {
-        name: parameter.shape for name, parameter in net._collect_params_with_prefix().items()}
-    assert all(np.isfinite(array).all() for array in arrays.values())
+# A run from beginning to end
+
+def test_folder_of_a_complete_run(finished):
+    assert sorted(os.listdir(finished)) == sorted([
+        'best.safetensors', 'checkpoint.safetensors', 'config.json', 'curves.csv', 'curves.png', 'kl_per_step.csv',
+        'samples', 'train', 'validation'])
+    assert sorted(os.listdir(finished / 'samples')) == [f'sample_{i}.gif' for i in range(10)]
+    content, args = config_of(finished), config.parse_args(ARGV)
+    stored = vars(config.read(finished)['arguments'])
+    changed = {'input_height': 5, 'input_width': 7, 'dataset': stored['dataset'], 'logdir': stored['logdir'],
+               'data_dir': stored['data_dir']}  # paths were made absolute in another folder
+    assert stored == {**vars(args), **changed}
+    assert content['command'] == shlex.join(['train_mnist.py', *ARGV, '--logdir', 'results'])
+    assert content['images']['splits']['train']['images'] == 50 and content['versions']['mxnet'] == mx.__version__
+    result = content['validation']
+    assert result['num_images'] == 10 and result['samples_seen'] == 48 and result['unit'] == 'nats'
+    assert result['bound'] == pytest.approx(result['reconstruction'] + result['kl']) and 0 < result['bound'] < 24.26
+    # 35 log 2 = 24.26 nats without training
 
 
-def test_images_that_are_not_square(workplace):
-    assert train_mnist.main([*TINY, '-v', '7', '--attention', '--input_height', '12', '--input_width', '9',
-                             '--read_size', '3', '--write_size', '4']) == 0
-    folder = only_folder('results')
-    pictures = frames(folder / 'samples' / 'sample_0.gif')
-    assert len(pictures) == T + 1 and pictures[0].shape == (4 * 12, 4 * 9, 3)
-    sample.main([str(folder), '--reconstruct', '-o', 'out', '--scale', '2'])
-    assert frames('out/reconstruction_0.gif')[0].shape == (2 * 12, 2 * (9 + 1 + 9), 3)  # with the original
+def test_same_command_trains_the_same_run(finished):
+    assert_same_end(train(), finished)
+    other = train('--seed', '1', logdir='other')
+    assert (other / params.BEST).read_bytes() != (finished / params.BEST).read_bytes()
 
 
-def test_synthetic_digits_need_no_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert train_mnist.main([*SIZES, '-t', '16', '--dataset', 'synthetic']) == 0
-    assert os.listdir() == ['results']
-    assert config_of(only_folder('results'))['validation']['num_images'] == 2000
-    assert 'downloading' not in capsys.readouterr().out
+def test_gifs_of_a_run_are_the_samples_of_its_best_parameters(finished):
+    assert code_of(sample.main, finished, '-o', 'out') in (None, 0)
+    assert contents('out') == contents(finished / 'samples')
 
 
-def test_binarizations(workplace):
-    parameters = {}
-    for binarization in ('dynamic', 'static', 'threshold'):
-        assert train_mnist.main([*TINY, '--binarization', binarization, '--logdir', binarization]) == 0
-        folder = only_folder(binarization)
-        assert config_of(folder)['arguments']['binarization'] == binarization
-        parameters[(folder / 'last.safetensors').read_bytes()] = binarization
-    assert len(parameters) == 3  # each trains on other pixels
+def test_folders_have_names_of_their_own(monkeypatch):
+    monkeypatch.setattr(runs_run.time, 'strftime', lambda layout: 'now')
+    args = config.parse_args(['--logdir', 'logs'])
+    os.makedirs('logs/now-no_attention-2')
+    assert [os.path.basename(create(args)) for _ in range(3)] == [f'now-no_attention{k}' for k in ('', '-3', '-4')]
+    assert os.path.basename(create(config.parse_args(['--logdir', 'logs', '--name', 'mine']))) == 'now-mine'
 
 
-def test_same_command_gives_the_same_bytes(attention_run, tmp_path_factory):
-    cwd = new_folder(tmp_path_factory)
-    done = script('train_mnist.py', *ATTENTION, cwd=cwd)
+# Stopped by a signal
+
+PHASES = {'first step': (Training, 'update', 1), 'step before a validation': (Training, 'update', 2),
+          'later step': (Training, 'update', 3), 'last step': (Training, 'update', 6),
+          'validation': (Training, 'validate', 1), 'pictures': (Log, 'pictures', 2),
+          'checkpoint': (Run, 'save_checkpoint', 3), 'best': (params, 'save', 2),
+          'final validation': (Training, 'validate', 4)}
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_run_that_a_signal_stops_continues_exactly(attentive, monkeypatch, capsys, phase):
+    number, code = [(INT, 130), (TERM, 0), (HUP, 0)][[*PHASES].index(phase) % 3]
+    ended, out, err = ending(monkeypatch, capsys, *PHASES[phase], send(number), argv=ATTENTION)
+    assert ended == code and not err
+    line = out.splitlines()[-1]
+    seen = checkpoint_of(only_folder())[1]['samples_seen']
+    assert f'Stopped after {seen} training samples. ' in line and 'validation' not in config_of(only_folder())
+    assert_continues(line, attentive)
+
+
+@pytest.mark.parametrize('phase', [*PHASES, 'samples'])
+def test_second_signal_ends_at_once(finished, monkeypatch, capsys, phase):
+    where = {**PHASES, 'samples': (paint, 'write_gifs', 1)}[phase]
+    code, out, err = ending(monkeypatch, capsys, *where, send(TERM, INT))
+    assert code == 130 and not err
+    if phase == 'first step':
+        assert out.splitlines()[-1] == 'Stopped before the first step.'
+        return assert_no_run()
+    assert_continues(out.splitlines()[-1], finished)
+
+
+@pytest.mark.parametrize('where', [(paint, 'write_gifs', 1), (curves, 'png', 1), (Log, 'close', 1)], ids=str)
+def test_signals_at_the_very_end_stop_nothing(finished, monkeypatch, capsys, where):
+    handlers = [signal.getsignal(number) for number in (INT, TERM, HUP)]
+    code, out, _ = ending(monkeypatch, capsys, *where, send(TERM, *([INT, HUP] if where[0] != paint else [])))
+    assert code == 0 and 'Negative variational bound' in out
+    assert_same_end(only_folder(), finished)
+    assert [signal.getsignal(number) for number in (INT, TERM, HUP)] == handlers
+
+
+@pytest.mark.parametrize('owner, name', [(train_mnist, 'load'), (params, 'build_net'), (Run, 'begin')])
+def test_ctrl_c_before_the_first_step_leaves_nothing(monkeypatch, capsys, owner, name):
+    code, out, err = ending(monkeypatch, capsys, owner, name, 1, send(INT, INT))
+    assert code == 130 and not err and 'Continue' not in out
+    assert_no_run()
+
+
+def test_second_signal_in_the_first_moments_of_a_resumed_run(run, monkeypatch, capsys):
+    before = contents(run)
+    with monkeypatch.context() as patch:
+        at_call(patch, params, 'build_net', 1, send(INT, INT))
+        assert resume(run, '-t', '64') == 130
+    assert words_after('Continue with: ', capsys.readouterr().out) == ['--resume', str(run)]
+    assert contents(run) == before
+
+
+def test_hangup_is_ignored_under_nohup(finished, monkeypatch, capsys):
+    before = signal.signal(HUP, signal.SIG_IGN)
+    try:
+        assert ending(monkeypatch, capsys, *PHASES['later step'], send(HUP))[0] == 0
+        assert signal.getsignal(HUP) == signal.SIG_IGN
+    finally:
+        signal.signal(HUP, before)
+    assert_same_end(only_folder(), finished)
+
+
+def test_ctrl_c_of_a_process():
+    with started(*ARGV, '-t', '1e9', '-f', '1e6', '--log_freq', '1e6') as process:
+        next(line for line in process.stdout if 'Run folder' in line)
+        process.send_signal(INT)
+        out, err = process.communicate()
+    assert process.returncode == 130 and not err
+    seen = checkpoint_of(only_folder())[1]['samples_seen']
+    line = f'Stopped after {seen:,} training samples. Continue with: '
+    assert words_after(line, out) == ['--resume', str(only_folder())]
+
+
+def test_run_that_is_killed_at_random_moments_continues_exactly():
+    """SIGKILL: nothing is refused, at most what follows the last checkpoint is lost, and the end is the same."""
+    done = subprocess.run([sys.executable, ROOT / 'tests' / 'kill.py', '10'], capture_output=True, text=True,
+                          timeout=TIME_OUT)
     assert done.returncode == 0, done.stderr
-    again = only_folder(cwd / 'results')
-    for name in ('best.safetensors', 'last.safetensors', *(f'samples/{name}' for name in GIFS)):
-        assert (again / name).read_bytes() == (attention_run.folder / name).read_bytes(), name
-    assert config_of(again)['validation'] == config_of(attention_run.folder)['validation']
+    result = json.loads(done.stdout)
+    assert result['refusals'] == 0 and result['codes'] == [0, 0], Path('output.txt').read_text()[-2000:]
+    assert 0 <= max(result['lost']) <= 16  # the checkpoint's interval, and the step after which it was due
+    assert result['moments'] == sorted(result['moments']) and result['moments'][-1] > 80
+    assert_same_end(result['run'], result['whole'])
 
 
-def test_another_seed_gives_another_run(attention_run, workplace):
-    assert train_mnist.main([*ATTENTION, '--seed', '1']) == 0
-    other = only_folder('results')
-    assert (other / 'best.safetensors').read_bytes() != (attention_run.folder / 'best.safetensors').read_bytes()
+# Stopped by a failure
+
+def no_room(name, number=1):
+    """`at_call`'s arguments: the disk is full when a file is about to get its name for the nth time."""
+    found = []
+
+    def fail(source, destination):
+        if str(destination).endswith(name):
+            found.append(name)
+            if len(found) == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
+
+    def replace(source, destination):
+        fail(source, destination)
+        return original(source, destination)
+
+    original = os.replace
+    return replace
 
 
-def test_gifs_of_the_run_are_the_default_samples(attention_run, tmp_path):
-    result = script('sample.py', attention_run.folder, '-o', tmp_path, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert content(tmp_path) == content(attention_run.folder / 'samples')
-    assert len(set(content(tmp_path).values())) == 10
-    assert 'best.safetensors' in result.stdout and 'reconstruction' not in result.stdout
+@pytest.mark.parametrize('name, number, code', [
+    ('config.json', 1, 2), ('curves.csv', 1, 2), ('kl_per_step.csv', 1, 2), ('best.safetensors', 1, 1),
+    ('best.safetensors', 3, 1), ('checkpoint.safetensors', 1, 1), ('checkpoint.safetensors', 6, 1),
+    ('sample_3.gif', 1, 0), ('config.json', 2, 1), ('curves.png', 1, 0)])
+def test_full_disk_at_any_whole_file(finished, monkeypatch, capsys, name, number, code):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', no_room(name, number))
+        assert code_of(train_mnist.main, *ARGV) == code
+    out, err = capsys.readouterr()
+    line = one_line(err) if code else next(line for line in out.splitlines() if 'Note: ' in line)
+    assert f'{name}: No space left on device' in line or 'No space' in line and code == 0
+    if code == 2:
+        return assert_no_run()
+    assert not list(only_folder().rglob('*.tmp'))
+    if code == 1:
+        return assert_continues(line, finished)
+    assert config_of(only_folder())['validation'] == config_of(finished)['validation']
 
 
-def test_two_trainings_at_the_same_moment(workplace):
-    with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(subprocess.Popen(
-            command('train_mnist.py', *TINY), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) for _ in range(2)]
-        try:
-            assert [process.wait(TIME_OUT) for process in processes] == [0, 0]
-        finally:
-            for process in processes:
-                process.kill()
-    folders = [os.path.join('results', name) for name in os.listdir('results')]
-    assert len(folders) == 2
-    for folder in folders:
-        assert {'config.json', 'best.safetensors', 'last.safetensors'} < set(os.listdir(folder))
-        assert sorted(os.listdir(os.path.join(folder, 'samples'))) == GIFS
-        assert all(len(os.listdir(os.path.join(folder, split))) == 1 for split in ('train', 'validation'))
+@pytest.mark.parametrize('room, file', [(1000, 'config.json'), (5000, 'checkpoint.safetensors'), (13000, 'events')])
+def test_full_disk_while_a_file_grows(attentive, capsys, room, file):
+    """A limit on the size of a file stands for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        code = code_of(train_mnist.main, *ATTENTION)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = one_line(capsys.readouterr().err)
+    assert file in line and 'File too large' in line
+    assert code == (2 if file == 'config.json' else 1)
+    if code == 2:
+        return assert_no_run()
+    assert not list(only_folder().rglob('*.tmp'))
+    assert_continues(line, attentive)
+
+
+@pytest.mark.parametrize('error', [MemoryError('Unable to allocate 9 GiB'),
+                                   mx.MXNetError('Traceback:\n  [bt] x\nMXNetError: no such engine')], ids=type)
+@pytest.mark.parametrize('step', [1, 4])
+def test_what_mxnet_or_the_system_refuses_is_said(finished, monkeypatch, capsys, error, step):
+    code, _, err = ending(monkeypatch, capsys, Training, 'update', step, fail_with(error))
+    line = one_line(err)
+    assert str(error).splitlines()[-1] in line
+    if step == 1:
+        assert code == 2
+        return assert_no_run()
+    assert code == 1
+    assert_continues(line, finished)
+
+
+@pytest.mark.parametrize('step', [1, 4])
+def test_bug_is_shown_as_such(finished, monkeypatch, capsys, step):
+    with pytest.raises(ZeroDivisionError):
+        ending(monkeypatch, capsys, Training, 'update', step, fail_with(ZeroDivisionError()))
+    if step == 1:
+        return assert_no_run()
+    assert resume(only_folder()) == 0
+    assert_same_end(only_folder(), finished)
+
+
+def test_bound_that_is_not_finite_touches_no_parameter(finished, monkeypatch, capsys):
+    found = []
+
+    def spoil(training, losses):
+        found.append((training, params.arrays_of(training.net)))
+        losses[0][0][:] = np.nan
+
+    code, _, err = ending(monkeypatch, capsys, Training, 'update', 4, spoil)
+    line = one_line(err)
+    assert code == 1 and 'not finite after 24 training samples' in line
+    training, before = found[0]
+    for name, array in params.arrays_of(training.net).items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+    argv = words_after('start from them with: ', line)
+    assert argv == ['--init', str(only_folder()), '-r', '0.001']
+    assert config.parse_args(argv).learning_rate == 0.001
+    assert resume(only_folder()) == 0  # it was not the run's fault here
+    assert_same_end(only_folder(), finished)
+
+
+@pytest.mark.parametrize('step', [1, 2])
+def test_gradient_that_is_not_finite_before_the_first_validation(monkeypatch, capsys, step):
+    """No parameters are worth keeping, and after no step there is no run."""
+    def spoil(training, losses):
+        training.net.h_dec_0.grad()[:] = np.inf
+
+    code, _, err = ending(monkeypatch, capsys, Training, 'update', step, spoil)
+    line = one_line(err)
+    assert f'not finite after {8 * (step - 1)} training samples' in line
+    if step == 1:
+        assert code == 2
+        return assert_no_run()
+    assert code == 1 and line.endswith('Try a smaller learning rate: -r 0.001')
+
+
+def test_rate_that_is_far_too_high_keeps_the_best_parameters(run, capsys):
+    best = (run / params.BEST).read_bytes()
+    assert resume(run, '-t', '4800', '-r', '1e25', '-f', '4800', '--lr_decay', '0') == 1
+    assert '--init' in one_line(capsys.readouterr().err) and (run / params.BEST).read_bytes() == best
+    params.load_net(run)
+
+
+def test_folder_that_is_deleted(monkeypatch, capsys):
+    code, _, err = ending(monkeypatch, capsys, *PHASES['later step'], lambda *_: shutil.rmtree('results'))
+    assert code == 1 and 'No such file' in one_line(err)
+
+
+def test_working_folder_that_is_deleted(finished, tmp_path, monkeypatch, capsys):
+    """The run is elsewhere, and continues."""
+    def leave(*_):
+        os.mkdir('gone')
+        os.chdir('gone')
+        os.rmdir('../gone')
+        os.kill(os.getpid(), TERM)
+
+    code, out, err = ending(monkeypatch, capsys, *PHASES['later step'], leave)
+    os.chdir(tmp_path)
+    assert code == 0 and not err
+    assert words_after('Continue with: ', out.splitlines()[-1]) == ['--resume', str(tmp_path / only_folder())]
+    assert resume(only_folder()) == 0
+    assert_same_end(only_folder(), finished)
+
+
+@pytest.mark.parametrize('streams', ['2>&1 | head -1', '> /dev/full 2>&1', '<&- >&- 2>&-'])
+def test_output_that_nobody_reads_ends_no_run(finished, streams):
+    line = shlex.join([sys.executable, str(ROOT / 'train_mnist.py'), *ARGV])
+    done = subprocess.run(['bash', '-c', f'set -o pipefail; {line} {streams}'], stdout=subprocess.DEVNULL,
+                          timeout=TIME_OUT)
+    assert done.returncode == 0
+    assert_same_end(only_folder(), finished)
+
+
+def test_pictures_that_cannot_be_written_keep_no_run_from_finishing(finished, monkeypatch, capsys):
+    """`samples` is a file, or a link that a stranger has lead elsewhere."""
+    os.mkdir('elsewhere')
+    for disturb in (Path.touch, lambda path: path.symlink_to(Path('elsewhere').absolute())):
+        act = functools.partial(lambda disturb, *_: disturb(only_folder() / 'samples'), disturb)
+        code, out, _ = ending(monkeypatch, capsys, Log, 'result', 1, act)
+        assert code == 0 and 'Note: the samples were not written: ' in out and os.listdir('elsewhere') == []
+        assert config_of(only_folder())['validation'] == config_of(finished)['validation']
+        shutil.rmtree('results')
+
+
+# Resumed
+
+def test_complete_run_says_so_and_changes_nothing(run, capsys):
+    before = contents(run)
+    assert resume(run) == resume(run, '-t', '32') == 0  # a run does not get shorter
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == f'{run} is complete. A larger --num_train_samples trains on.' and not err
+    assert contents(run) == before
+
+
+def test_larger_number_of_samples_trains_on():
+    argv, whole = ['--lr_decay', '0'], train('-t', '96', '--lr_decay', '0', logdir='whole')
+    folder = train('-t', '48', *argv)
+    assert resume(folder, '-t', '96') == 0
+    assert config_of(folder)['resumed_with'] == f'train_mnist.py --resume {folder} -t 96'
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize('val_freq', ['16', '1e6'])
+def test_run_that_has_seen_enough_already_ends(monkeypatch, capsys, val_freq):
+    """With a validation, if there was none."""
+    ending(monkeypatch, capsys, *PHASES['last step'], send(TERM), argv=[*ARGV, '-t', '1e6', '-f', val_freq])
+    assert resume(only_folder(), '-t', '40') == 0
+    assert config_of(only_folder())['validation']['samples_seen'] == 48
+
+
+def test_validation_that_is_worse_leaves_the_best_parameters(run, monkeypatch):
+    best = (run / params.BEST).read_bytes()
+    monkeypatch.setattr(Training, 'validate', lambda *_: (1e4, 1e4, np.zeros(2)))
+    assert resume(run, '-t', '96') == 0
+    assert (run / params.BEST).read_bytes() == best
+    assert checkpoint_of(run)[1]['best_bound'] < 24
+
+
+def test_another_way_to_compute_is_told(run, capsys):
+    assert 'Note' not in capsys.readouterr().out and resume(run, '-t', '64') == 0
+    assert 'Note' not in capsys.readouterr().out and resume(run, '-t', '80', '--fused', 'off') == 0
+    assert ('Note: computed by the fused operator before, by the Gluon graph now; the parameters will differ in their '
+            'last bits') in capsys.readouterr().out
+    change_config(run, computed_by='1\n\x1b[31m')
+    assert resume(run, '-t', '96') == 0 and '\x1b' not in capsys.readouterr().out
+
+
+def test_run_in_use_is_refused(run, monkeypatch, capsys):
+    with lock(run):
+        assert f'{run} is in use' in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64')
+        assert params.load_run(run)  # looking is allowed
+    held, argv = [], [*ARGV, '--logdir', 'other']
+    assert ending(monkeypatch, capsys, *PHASES['later step'],
+                  lambda *_: held.append(fails(lock(only_folder('other')).__enter__)), argv=argv)[0] == 0
+    assert 'is in use' in held[0]
+
+
+def test_file_system_without_locks(run, monkeypatch, capsys):
+    monkeypatch.setattr(runs_run.fcntl, 'flock', fail_with(OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))))
+    assert 'cannot be locked: Operation not supported' in refusal(capsys, train_mnist.main, '--resume', run)
+    shutil.rmtree(run)
+    assert 'cannot be locked' in refusal(capsys, train_mnist.main, *ARGV)
+    assert_no_run()
+
+
+REFUSED = {
+    'other images': (lambda run: write_images(config_of(run)['arguments']['dataset'], seed=1), 'these are'),
+    'no run': (shutil.rmtree, 'is not the folder of a run'),
+    'a run of an earlier version': (lambda run: edit(run, lambda content: content.pop('images')), 'earlier version'),
+    'no best parameters': (lambda run: (run / params.BEST).unlink(), params.BEST),
+    'no checkpoint': (lambda run: (run / params.CHECKPOINT).unlink(), params.CHECKPOINT),
+    'damaged checkpoint': (lambda run: os.truncate(run / params.CHECKPOINT, 5000), params.CHECKPOINT),
+    'the log is a link': (lambda run: (shutil.rmtree(run / 'train'), (run / 'train').symlink_to('/')), 'train'),
+    'the log is a file': (lambda run: (shutil.rmtree(run / 'train'), (run / 'train').write_text('')), 'train')}
+
+
+def edit(run, change):
+    content = config_of(run)
+    change(content)
+    (run / 'config.json').write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_what_cannot_be_continued_is_refused(tmp_path, capsys, run, case):
+    """With one line, before work starts; nothing is lost."""
+    shutil.copy(config_of(run)['arguments']['dataset'], 'own.npy')
+    change_config(run, {'dataset': str(tmp_path / 'own.npy')})
+    damage, reason = REFUSED[case]
+    damage(run)
+    before = contents('.')
+    assert reason in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64')
+    after = contents('.')
+    if 'log' not in case:
+        assert after == before
+    assert all(after[path] == content for path, content in before.items() if path.endswith('.safetensors'))
+
+
+@pytest.mark.parametrize('change', [
+    {'samples_seen': 0}, {'samples_seen': 1.}, {'samples_seen': 2 ** 53}, {'samples_seen': None}, {'num_updates': '1'},
+    {'num_updates': True}, {'num_updates': 10 ** 400}, {'best_bound': 'low'}, {'best_bound': 3}, {'best_bound': []}],
+    ids=str)
+def test_state_that_no_run_has_is_refused(run, capsys, change):
+    arrays, state = checkpoint_of(run)
+    params.save(str(run / params.CHECKPOINT), params.load_net(run), arrays, {**state, **change})
+    assert 'checkpoint.safetensors is damaged' in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64')
+
+
+# From another run's model
+
+def test_init_takes_the_parameters_and_nothing_else(run, monkeypatch):
+    given, found = params.arrays_of(params.load_net(run)), []
+
+    def look(training, losses):
+        found.append((params.arrays_of(training.net), training.seen, training.best_bound))
+
+    with monkeypatch.context() as patch:
+        at_call(patch, Training, 'update', 1, look)
+        folder = train('--init', run, '--seed', '5', '--binarization', 'static', logdir='new')
+    (arrays, seen, best_bound), = found
+    for name, array in given.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+    assert seen == 0 and best_bound == np.inf and checkpoint_of(folder)[1]['num_updates'] == 6
+    assert config_of(folder)['arguments']['init'] == str(Path.cwd() / run)
+
+
+def test_run_from_a_model_continues_exactly(run, monkeypatch, capsys):
+    """From that model before its first checkpoint, and without it later."""
+    argv = [*ARGV, '--init', str(run), '--checkpoint_freq', '16']
+    whole = train(*argv, logdir='whole')
+    full = fail_with(MemoryError('full'))
+    ending(monkeypatch, capsys, Training, 'update', 2, full, argv=[*argv, '--logdir', 'early'])
+    assert not (only_folder('early') / params.CHECKPOINT).exists() and resume(only_folder('early')) == 0
+    assert_same_end(only_folder('early'), whole)
+    ending(monkeypatch, capsys, Training, 'update', 4, send(TERM), argv=[*argv, '--logdir', 'late'])
+    shutil.rmtree(run)
+    assert resume(only_folder('late')) == 0
+    assert_same_end(only_folder('late'), whole)
+
+
+@pytest.mark.parametrize('damage', [
+    shutil.rmtree, lambda run: (run / 'config.json').write_text('{}'), lambda run: os.truncate(run / params.BEST, 0)],
+    ids=['gone', 'config', 'parameters'])
+def test_damaged_model_is_refused_before_images_are_loaded(run, monkeypatch, capsys, damage):
+    damage(run)
+    monkeypatch.setattr(train_mnist, 'load', None)
+    assert str(run) in refusal(capsys, train_mnist.main, '--init', run, '--logdir', 'new')
+    assert not os.path.exists('new')
+
+
+def test_batch_that_cannot_be_divided_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(devices, 'contexts', lambda args: [mx.cpu(0), mx.cpu(1), mx.cpu(2)])
+    assert '8 images cannot be divided evenly among 3 devices' in refusal(capsys, train_mnist.main, *ARGV)
+    assert_no_run()

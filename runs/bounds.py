@@ -13,9 +13,9 @@ _QUIET = np.errstate(over='ignore', invalid='ignore')  # callers check that resu
 def log_weight(reconstruction, mu, log_sigma, eps):
     """log p(x|z) + log p(z) - log q(z|x) for z = mu + sigma * eps, drawn from q.
 
-    Its expectation is the variational bound (Eqn. 12), with a third of the variation between draws that the analytic KL of
-    Eqn. 11 leaves. The normal constants of prior and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1} through mu and
-    log_sigma, so that the product over t is the density of the whole z.
+    Its expectation is the variational bound (Eqn. 12). Between draws, it varies a third as much as the bound with the
+    analytic KL of Eqn. 11. The normal constants of prior and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1}
+    through mu and log_sigma, so that the product over t is the density of the whole z.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ class Training:
         return numbers
 
     def validate(self, images, on_batch=lambda count: None):
-        """Negative variational bound (sampled KL), reconstruction, and analytic KL of each step, means over the images in
+        """Negative variational bound (sampled KL), reconstruction, and analytic KL of each step: means over the images,
         nats, with the same noise at every call. Raises NotFinite."""
         bound, reconstruction, kl_t = self._evaluator.mean(images, _VALIDATION_SEED, 'validation', on_batch)
         self._check_finite([bound, *kl_t])
@@ -150,13 +150,14 @@ class Training:
         seen, updates, self.best_bound = self.group.broadcast(progress).tolist()
         self.seen, adam = int(seen), self._trainer.optimizer
         adam.begin_num_update = adam.num_update = int(updates)
-        for k, (name, parameter) in enumerate(self._parameters.items()):
-            def of_worker_0(group):
-                return nd.array(self.group.broadcast(arrays.get(group + name, np.zeros(parameter.shape, np.float32))))
 
-            parameter.set_data(of_worker_0(''))
+        def of_worker_0(name, shape):
+            return nd.array(self.group.broadcast(arrays.get(name, np.zeros(shape, np.float32))))
+
+        for k, (name, parameter) in enumerate(self._parameters.items()):
+            parameter.set_data(of_worker_0(name, parameter.shape))
             if updates:
-                moments = of_worker_0('mean/'), of_worker_0('variance/')
+                moments = [of_worker_0(group + name, parameter.shape) for group in params.GROUPS[1:]]
                 for updater, ctx in zip(self._trainer._updaters, self.contexts):
                     updater.states[k] = tuple(moment.as_in_context(ctx) for moment in moments)
                     updater.states_synced[k] = True

@@ -1,249 +1,235 @@
-"""The training loop: what a step does, what is validated, logged and kept, and when."""
-import signal
-from types import SimpleNamespace
-
-from system import cli
+"""The training step, its schedules and its validation."""
+import itertools
 
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import nd
-from mxnet.gluon import HybridBlock
+from mxnet import autograd, gluon, nd
 
 import core
-import sample
 import train_mnist
-from commands import BATCH, SIZES, T, checkpoint, config_of, content, only_folder, parse
 from dataset import stream
+from dataset.load import load
 from dataset.noise import noise
-from idx import write_mnist
-from runs import storage
-from runs.log import read_scalars
+from distributed.workers import Alone
+from runs import config, params
+from runs.bounds import Evaluator
+from runs.training import Training
+from small_runs import SIZES
 
-pytestmark = pytest.mark.usefixtures('no_figures')
+BATCH, T, LATENT = 8, 2, 2  # of SIZES
 
-TINY = [*SIZES, '-t', '64', '-f', '32', '-v', '20']
+pytestmark = pytest.mark.usefixtures('workplace')
 
 
 class Recorder:
-    """Stands in for train_mnist's Log: keeps what it is told."""
+    """Stands in for a Run and its Log: notes the calls."""
 
     def __init__(self):
-        self.calls = []
+        self.log, self.calls = self, []
+
+    def stops(self):
+        return False
 
     def __getattr__(self, name):
         return lambda *args, **numbers: self.calls.append((name, *args, numbers))
 
     def bounds(self, split):
-        """Pairs of samples seen and bound."""
-        return [(call[2], float(call[3] + call[4])) for call in self.calls if call[:2] == ('bound', split)]
+        """[(samples seen, bound)]"""
+        return [(call[2], call[3] + call[4]) for call in self.calls if call[:2] == ('bound', split)]
 
 
-def start_training(folder, *argv, num_contexts=1):
-    """What train_mnist.train needs: Training, the stream of batches and the validation images."""
-    args = parse(*SIZES, *argv)
-    write_mnist(folder)
-    splits = stream.load('mnist', folder, (28, 28))
-    mx.random.seed(args.seed)
-    net = storage.build_net(vars(args))
+def start(*argv, num_contexts=1, group=None):
+    """Training, and the images that it needs."""
+    args = config.parse_args([*SIZES, '-hh', '5', '-ww', '7', *argv])
+    splits = load(args.dataset, splits=('train', 'validation')).splits
+    images = stream.TrainingStream(splits['train'], args.binarization, args.seed)
     contexts = [mx.cpu(k) for k in range(num_contexts)]
-    net.initialize(ctx=contexts)
-    batches = stream.TrainingStream(splits['train'], args.binarization, args.seed)
-    images = stream.evaluation_images(splits['validation'], args.binarization)
-    return train_mnist.Training(net, args, contexts), batches, images
+    training = Training(args, contexts, group or Alone())
+    training.restore(None)
+    return training, images, stream.evaluation_images(splits['validation'], args.binarization)
 
 
-def values(net):
-    return {name: parameter.data().asnumpy() for name, parameter in net._collect_params_with_prefix().items()}
+def assert_close(left, right, **tolerance):
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_allclose(left[name], right[name], err_msg=name, **tolerance)
 
 
+# A step
+
+def train_by_hand(training, images, num_steps):
+    """The same in plain Gluon: an imperative network, one device, the schedules as numbers. Returns gradient norms."""
+    args, net, loss, norms = training.args, training.net, core.DRAWLoss(), []
+    net.hybridize(False)
+    trainer = gluon.Trainer(net.collect_params(), 'adam', kvstore=None)
+    for k, weight, rate in zip(range(num_steps), (1 / 3, 2 / 3, 1, 1, 1), (0.01, 0.01, 0.01, 0.008, 0.004)):
+        x = nd.array(images.batch(k * BATCH, BATCH))
+        eps = nd.array(noise(args.seed, 'noise', k * BATCH, BATCH, T, LATENT))
+        with autograd.record():
+            canvas, mu, log_sigma = net(x, eps)
+            reconstruction, kl = loss(canvas, mu, log_sigma, x)
+            bound = (reconstruction + weight * kl).mean()
+        bound.backward()
+        norms.append(gluon.utils.clip_global_norm([p.grad() for p in net.collect_params().values()], args.clip_norm))
+        trainer.set_learning_rate(rate)
+        trainer.step(1)
+    return norms
+
+
+@pytest.mark.parametrize('num_contexts, fused', [(1, 'on'), (1, 'off'), (2, 'off')])
 @pytest.mark.parametrize('attention', [[], ['--attention']], ids=['plain', 'attention'])
-def test_bound_goes_down(tmp_path, attention):
-    training, batches, images = start_training(tmp_path, '-t', '320', '-f', '80', '--log_freq', '32', '-r', '0.03',
-                                              *attention)
-    log = Recorder()
-    train_mnist.train(training, batches, images, log, str(tmp_path), cli.Stop())
-    trained, validated = log.bounds('train'), log.bounds('validation')
-    assert [seen for seen, _ in validated] == [80, 160, 240, 320]
-    assert [seen for seen, _ in trained] == sorted({*range(32, 321, 32), 80, 160, 240, 320})
-    for bounds in (trained, validated):
-        assert np.isfinite(bounds).all()
-    assert trained[0][1] > 400  # 784 * log(2) = 543 nats without training
-    assert trained[-1][1] < 300 and validated[-1][1] < 300
-    seen = [call[2] if call[0] == 'bound' else call[1] for call in log.calls
-            if call[0] not in ('pictures', 'gradients', 'sync', 'save_curves')]
-    assert seen == sorted(seen)
-    assert all(len(call[2]) == T for call in log.calls if call[0] == 'kl_per_step')
-    for name in ('kl_per_step', 'pictures', 'gradients'):
-        assert sum(call[0] == name for call in log.calls) == 4, name
+def test_training_is_that_of_a_loop_written_by_hand(attention, num_contexts, fused):
+    """Its objective, warm-up, clipping, decay and Adam; validations between the steps change nothing."""
+    argv = ['-t', '40', '--kl_warmup', '24', '--lr_decay', '0.5', '--clip_norm', '2.5', '--log_freq', '8', *attention]
+    by_hand, images, _ = start(*argv)
+    before = params.arrays_of(by_hand.net)
+    norms = train_by_hand(by_hand, images, 5)
+    assert min(norms) > 2.5  # all are clipped
+    training, *data = start(*argv, '-f', '16', '-v', '5', '--fused', fused, num_contexts=num_contexts)
+    run = Recorder()
+    train_mnist.train(training, *data, run)
+    after = params.arrays_of(training.net)
+    assert_close(after, params.arrays_of(by_hand.net), rtol=0, atol=1e-5)
+    assert max(abs(after[name] - before[name]).max() for name in after) > 0.03
+    logged = [call[-1] for call in run.calls if call[:2] == ('bound', 'train')]
+    np.testing.assert_allclose([numbers['gradient_norm'] for numbers in logged], norms, rtol=1e-4)
+    np.testing.assert_allclose([numbers['learning_rate'] for numbers in logged], [0.01, 0.01, 0.01, 0.008, 0.004])
 
 
-def test_static_graphs_train_like_imperative_code(tmp_path, monkeypatch):
-    """Also with validations in between."""
-    argv = ['--attention', '-t', '96', '-f', '32', '-v', '20']
-    training, *rest = start_training(tmp_path, *argv)
-    before = values(training.net)
-    train_mnist.train(training, *rest, Recorder(), str(tmp_path), cli.Stop())
-    for block in (HybridBlock, core.DRAW):
-        monkeypatch.setattr(block, 'hybridize', lambda *args, **kwargs: None)
-    imperative, *rest = start_training(tmp_path, *argv)
-    assert training.net._active and not imperative.net._active
-    assert all(np.array_equal(array, before[name]) for name, array in values(imperative.net).items())
-    train_mnist.train(imperative, *rest, Recorder(), str(tmp_path), cli.Stop())
-    after = values(training.net)
-    for name, array in values(imperative.net).items():
-        np.testing.assert_allclose(array, after[name], rtol=0, atol=1e-4, err_msg=name)
-    assert max(abs(after[name] - before[name]).max() for name in before) > 5e-3
-
-
-@pytest.mark.parametrize('num_images', [BATCH + 4, 5, BATCH], ids=str)
-def test_validation_is_the_average_over_the_images(tmp_path, num_images):
-    training, batches, images = start_training(tmp_path, '--attention', '-r', '0.01')
-    for seen in range(0, 5 * BATCH, BATCH):
-        training.step(batches.batch(seen, BATCH))
-    images = images[:num_images]
-    reconstruction, kl, kl_t = training.validate(images)
-
-    per_image = []
-    for i, x in enumerate(images):
-        eps = noise(0, 'validation', i, 1, T, 4)
-        canvas, mu, log_sigma = (output.asnumpy().astype(np.float64)
-                                 for output in training.net(nd.array(x[None]), nd.array(eps)))
-        p = 1 / (1 + np.exp(-canvas[0]))
-        terms = mu[:, 0] ** 2 + np.exp(log_sigma[:, 0]) ** 2 - 2 * log_sigma[:, 0] - 1
-        per_image.append([-np.log(np.where(x == 1, p, 1 - p)).sum(), *(terms.sum(axis=1) / 2)])
-    expected = np.mean(per_image, axis=0)
-    assert len(per_image) == num_images
-    np.testing.assert_allclose([reconstruction, *kl_t], expected, rtol=1e-5)
-    np.testing.assert_allclose(kl, expected[1:].sum(), rtol=1e-5)
-    assert np.std(per_image, axis=0)[0] > 1e-4 * expected[0]  # an image counted twice would be seen
-    np.testing.assert_array_equal(training.validate(images)[:2], (reconstruction, kl))  # the noise is the same
-
-
-def test_best_parameters_are_those_of_the_lowest_bound(tmp_path, monkeypatch):
-    training, batches, images = start_training(tmp_path, '-t', '64', '-f', '16')
-    moments, bounds = [], iter([9., 4., 5., 6.])
-
-    def validate(images):
-        moments.append(values(training.net))
-        return next(bounds), 1., np.ones(T) / T
-
-    monkeypatch.setattr(training, 'validate', validate)
-    train_mnist.train(training, batches, images, Recorder(), str(tmp_path), cli.Stop())
-    assert len(moments) == 4
-    for name, moment in (('best', moments[1]), ('last', moments[3])):
-        storage.load_params(tmp_path, name, training.net)
-        for key, array in values(training.net).items():
-            np.testing.assert_array_equal(array, moment[key], err_msg=f'{name}: {key}')
-
-
-def test_weight_of_the_kl_grows_to_1(tmp_path):
-    training, batches, _ = start_training(tmp_path, '--kl_warmup', '64')
-    weights = []
-    for seen in range(0, 6 * BATCH, BATCH):
-        weights.append(training.kl_weight())
-        training.step(batches.batch(seen, BATCH))
-    assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
-
-
-@pytest.mark.parametrize('decay, expected', [('0', [1, 1, 1, 1, 1]), ('0.5', [1, 1, 1, 0.8, 0.4]),
-                                             ('1', [1, 0.8, 0.6, 0.4, 0.2])])
-def test_learning_rate_falls_over_the_last_part(tmp_path, decay, expected):
-    training, batches, _ = start_training(tmp_path, '-t', str(5 * BATCH), '-r', '0.01', '--lr_decay', decay)
+@pytest.mark.parametrize('decay, expected', [
+    ('0', [1, 1, 1, 1, 1]), ('0.5', [1, 1, 1, 0.8, 0.4]), ('1', [1, 0.8, 0.6, 0.4, 0.2])])
+def test_learning_rate_falls_over_the_last_part(decay, expected):
+    training, *_ = start('-t', '40', '--lr_decay', decay)
     rates = []
-    for seen in range(0, 5 * BATCH, BATCH):
-        training.step(batches.batch(seen, BATCH))
-        rates.append(training._trainer.learning_rate)
+    for training.seen in range(0, 40, BATCH):
+        rates.append(training.learning_rate())
     np.testing.assert_allclose(rates, 0.01 * np.array(expected), rtol=1e-12)
 
 
-def test_interruption_between_validations_saves_the_latest_parameters(tmp_path, monkeypatch):
-    training, batches, images = start_training(tmp_path, '-t', '640', '-f', '32', '--log_freq', '16')
-    step, stop = training.step, cli.Stop()
-
-    def interrupted(x):
-        if training.seen == 32:
-            stop.signal = signal.SIGINT
-        return step(x)
-
-    monkeypatch.setattr(training, 'step', interrupted)
-    with pytest.raises(cli.Stopped):
-        train_mnist.train(training, batches, images, Recorder(), str(tmp_path), stop)
-    assert training.seen == 48
-    latest = values(training.net)
-    (parameters, *_), metadata = storage.load_checkpoint(tmp_path, 'checkpoint', training.net)
-    assert metadata['samples_seen'] == 48
-    for name, array in parameters.items():
-        np.testing.assert_array_equal(array, latest[name], err_msg=name)
-    storage.load_params(tmp_path, 'last', training.net)
-    np.testing.assert_array_equal(values(training.net)['r_to_enc.weight'], latest['r_to_enc.weight'])
-    storage.load_params(tmp_path, 'best', training.net)  # of the validation at 32
-    assert abs(values(training.net)['r_to_enc.weight'] - latest['r_to_enc.weight']).max() > 1e-4
-
-
-def test_final_bound_is_of_all_validation_images(workplace, monkeypatch):
-    numbers, validate = [], train_mnist.Training.validate
-    monkeypatch.setattr(train_mnist.Training, 'validate', lambda training, images, *rest: (
-        numbers.append(len(images)) or validate(training, images, *rest)))
-    assert train_mnist.main([*TINY, '-v', '7']) == 0
-    assert numbers == [7, 7, 20]
-
-
-def test_validation_images_are_binarized_as_the_run_says(workplace, monkeypatch):
-    grey, seen, validate = stream.load('mnist', 'data', (28, 28))['validation'], [], train_mnist.Training.validate
-    monkeypatch.setattr(train_mnist.Training, 'validate', lambda training, images, *rest: (
-        seen.append(images) or validate(training, images, *rest)))
-    assert train_mnist.main([*TINY, '--binarization', 'threshold']) == 0
-    assert len(seen) == 3 and all(np.array_equal(images, grey > 127) for images in seen)
-
-
-def test_best_bound_has_the_whole_kl(workplace):
-    """Also while the warm-up lasts, or early parameters would look best."""
-    assert train_mnist.main([*TINY, '--kl_warmup', '1e6', '-r', '0.03']) == 0
-    folder = only_folder('results')
-    found = {name: read_scalars(folder)['validation'][name][:, 1] for name in ('bound', 'reconstruction', 'kl')}
-    assert checkpoint(folder)[1]['best_bound'] == pytest.approx(found['bound'].min(), rel=1e-6)
-    np.testing.assert_allclose(found['bound'], found['reconstruction'] + found['kl'], rtol=1e-6)
-    assert found['kl'].max() > 0.1
-
-
-def test_log_is_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):
-    training, _, _ = start_training(tmp_path)
-    calls = []
-    monkeypatch.setattr(storage, 'save_checkpoint', lambda *args: calls.append('checkpoint'))
-    training.step(np.zeros((BATCH, 784), np.float32))
-    training.save_checkpoint(str(tmp_path), SimpleNamespace(sync=lambda: calls.append('sync')))
-    assert calls == ['sync', 'checkpoint']
-
-
-def test_run_ends_with_the_best_parameters(workplace, monkeypatch):
-    at_the_end, bounds = [], iter([5., 6., 7.])  # the first of two validations is the best; the third is the last word
-
-    def validate(training, images, on_batch=None):
-        at_the_end[:] = [training.net.z_to_dec.weight.data().asnumpy()]
-        return next(bounds), 1., np.ones(T) / T
-
-    monkeypatch.setattr(train_mnist.Training, 'validate', validate)
-    assert train_mnist.main([*TINY, '-r', '0.03']) == 0
-    folder = only_folder('results')
-    assert config_of(folder)['validation']['bound'] == 8
-    best, _, _ = storage.load_net(folder, [mx.cpu()])
-    np.testing.assert_array_equal(at_the_end[0], best.z_to_dec.weight.data().asnumpy())
-    assert (folder / 'best.safetensors').read_bytes() != (folder / 'last.safetensors').read_bytes()
-    sample.main([str(folder), '-n', '10', '-o', 'out'])
-    assert content('out') == content(folder / 'samples')
-
-
-def test_initial_parameters_depend_on_the_seed_alone(workplace, monkeypatch):
+def test_weight_of_the_kl_grows_to_1():
+    training, *_ = start('--kl_warmup', '32')
     weights = []
+    for training.seen in range(0, 48, BATCH):
+        weights.append(training.kl_weight())
+    assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
 
-    def look(training, *args):
-        weights.append(training.net.z_to_dec.weight.data().asnumpy())
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_mnist, 'train', look)
-    for seed in ('3', '3', '4'):
-        mx.random.seed(len(weights))  # what happened before does not count
-        assert train_mnist.main([*TINY, '--seed', seed]) == 130
-    np.testing.assert_array_equal(weights[0], weights[1])
-    assert abs(weights[0] - weights[2]).max() > 1e-3
+def test_initial_parameters_depend_on_the_seed_alone():
+    found = []
+    for k, seed in enumerate('334'):
+        mx.random.seed(k)  # what happened before does not count
+        found.append(params.arrays_of(start('--seed', seed)[0].net))
+    assert_close(found[0], found[1], rtol=0)
+    assert abs(found[0]['z_to_dec.weight'] - found[2]['z_to_dec.weight']).max() > 1e-3
+
+
+def test_workers_and_devices_share_what_one_would_get():
+    def batch(rank, size, num_contexts, seed='0'):
+        group = Alone()
+        group.rank, group.size = rank, size
+        training, images, _ = start('--seed', seed, num_contexts=num_contexts, group=group)
+        training.seen = 3 * BATCH
+        x, eps = training.batch(images)
+        assert len(x) == len(eps) == num_contexts
+        return np.concatenate([part.asnumpy() for part in x]), np.concatenate([part.asnumpy() for part in eps], axis=1)
+
+    whole, other, parts = batch(0, 1, 1), batch(0, 1, 1, seed='1'), [batch(rank, 2, 2) for rank in (0, 1)]
+    for k, axis in ((0, 0), (1, 1)):
+        np.testing.assert_array_equal(np.concatenate([part[k] for part in parts], axis=axis), whole[k])
+        assert (other[k] != whole[k]).any()
+    assert set(np.unique(whole[0])) == {0, 1}
+
+
+def test_restored_training_continues_on_every_device():
+    (whole, *data), (stopped, *_), (resumed, *_) = (
+        start('-t', '48', '--fused', 'off', num_contexts=2) for _ in range(3))
+    train_mnist.train(whole, *data, Recorder())
+    stopped.args.num_train_samples = 24
+    stopped.learning_rate = lambda: 0.01  # that of the whole, which does not decay yet
+    train_mnist.train(stopped, *data, Recorder())
+    resumed.restore(stopped.state())
+    assert resumed.seen == 24 and resumed.best_bound == stopped.best_bound
+    train_mnist.train(resumed, *data, Recorder())
+    for left, right in zip(resumed.state(), whole.state()):
+        left.pop('best_bound', None), right.pop('best_bound', None)  # validated at other moments
+        assert_close(left, right, rtol=0)
+    for parameter in params.of(resumed.net).values():
+        first, second = parameter.list_data()
+        np.testing.assert_array_equal(first.asnumpy(), second.asnumpy())
+
+
+# Validation
+
+@pytest.mark.parametrize('attention', [[], ['--attention']], ids=['plain', 'attention'])
+def test_bound_goes_down(attention):
+    training, *data = start('-t', '400', '-f', '80', '--log_freq', '40', '-v', '10', '-r', '0.03', *attention)
+    run = Recorder()
+    train_mnist.train(training, *data, run)
+    trained, validated = run.bounds('train'), run.bounds('validation')
+    assert [seen for seen, _ in validated] == [*range(80, 401, 80)]
+    assert [seen for seen, _ in trained] == [*range(40, 401, 40)]
+    assert trained[0][1] > 22  # 35 log(2) = 24.3 nats without training
+    assert trained[-1][1] < 15 and validated[-1][1] < 15
+    for name, number in (('kl_per_step', 5), ('pictures', 5), ('gradients', 5), ('save_checkpoint', 5)):
+        assert sum(call[0] == name for call in run.calls) == number, name
+
+
+@pytest.mark.parametrize('num_images', [BATCH + 2, 5, BATCH])
+def test_validation_is_the_mean_over_the_images(num_images):
+    """With the whole KL, whatever its weight in training."""
+    training, images, validation_images = start('--attention', '-t', '80', '--kl_warmup', '1e6')
+    train_mnist.train(training, images, validation_images, Recorder())
+    validation_images = validation_images[:num_images]
+    assert len(validation_images) == num_images
+    per_image = []
+    for i, x in enumerate(validation_images):
+        eps = noise(0, 'validation', i, 1, T, LATENT)
+        outputs = training.net(nd.array(x[None]), nd.array(eps))
+        canvas, mu, log_sigma = (output.asnumpy().astype(np.float64)[..., 0, :] for output in outputs)
+        p, sigma, eps = 1 / (1 + np.exp(-canvas)), np.exp(log_sigma), eps[:, 0].astype(np.float64)
+        reconstruction = -np.log(np.where(x == 1, p, 1 - p)).sum()
+        z = mu + sigma * eps
+        sampled_kl = (-0.5 * eps ** 2 - log_sigma + 0.5 * z ** 2).sum()  # log q(z|x) - log p(z)
+        kl_t = 0.5 * (mu ** 2 + sigma ** 2 - 2 * log_sigma - 1).sum(axis=1)
+        per_image.append([reconstruction + sampled_kl, reconstruction, *kl_t])
+    bound, reconstruction, kl_t = training.validate(validation_images)
+    np.testing.assert_allclose([bound, reconstruction, *kl_t], np.mean(per_image, axis=0), rtol=1e-5, atol=1e-6)
+    assert np.std(per_image, axis=0)[0] > 0.01  # an image counted twice would be seen
+    assert training.validate(validation_images)[0] == bound  # the noise is the same
+
+
+def test_sampled_kl_has_the_analytic_one_as_its_expectation():
+    """2,000 copies of each image have noise of their own. How devices divide the work changes last bits at most."""
+    training, _, images = start('--attention')
+    copies, net, rng = np.tile(images[:5], (2000, 1)), training.net, np.random.default_rng(0)
+    params.set_arrays(net, {name: rng.normal(size=array.shape) for name, array in params.arrays_of(net).items()})
+    whole = Evaluator(net, training.forward, training.contexts, 2000, Alone())
+    per_image = whole.per_image(copies, 0)
+    sampled = per_image['bound'] - per_image['reconstruction']
+    bound, reconstruction, analytic = whole.mean(copies, 0, 'evaluation 0')
+    assert abs(sampled.mean() - analytic.sum()) < 4 * sampled.std() / np.sqrt(len(copies))
+    assert sampled.std() > 0.1 and analytic.sum() > 0.5
+    assert [bound, reconstruction] == pytest.approx([per_image[name].mean() for name in ('bound', 'reconstruction')])
+    net.collect_params().reset_ctx([mx.cpu(0), mx.cpu(1)])
+    divided = Evaluator(net, net, [mx.cpu(0), mx.cpu(1)], 6, Alone()).per_image(copies[:10], 0)
+    for name, values in divided.items():
+        np.testing.assert_allclose(values, per_image[name][:10], rtol=1e-5, err_msg=name)
+
+
+def test_best_parameters_are_those_of_the_lowest_bound(monkeypatch):
+    training, *data = start('-t', '32', '-f', '8')
+    bounds, run = iter([9., 4., 5., 6.]), Recorder()
+    monkeypatch.setattr(training, 'validate', lambda images: (next(bounds), 1., np.ones(T)))
+    train_mnist.train(training, *data, run)
+    assert training.best_bound == 4
+    saved = [call[0] for call in run.calls if call[0].startswith('save')]
+    assert saved == [*2 * ['save_best', 'save_checkpoint'], 'save_checkpoint', 'save_checkpoint']
+
+
+def test_checkpoints_are_saved_when_they_are_due():
+    training, *data = start('-t', '64', '-f', '1e6', '--checkpoint_freq', '16')
+    moments, run = [], Recorder()
+    run.save_checkpoint = lambda: moments.append(training.seen)
+    train_mnist.train(training, *data, run)
+    assert moments == [16, 32, 48, 64] and list(itertools.chain(*run.bounds('validation')))[::2] == [64]

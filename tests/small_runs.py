@@ -119,12 +119,12 @@ def assert_same_end(folder, whole):
 # What befalls a run
 
 def at_call(patch, owner, name, number, action):
-    """Do `action(*args)`, of the arguments, before call `number` of a function or method."""
+    """Do `action(*args)`, of the arguments, before call `number` of a function or method, or before each (None)."""
     function, calls = getattr(owner, name), []
 
     def counted(*args, **kwargs):
         calls.append(name)
-        if len(calls) == number:
+        if number in (len(calls), None):
             action(*args)
         return function(*args, **kwargs)
 

@@ -19,6 +19,7 @@ import pytest
 
 import sample
 import train_mnist
+from dataset.load import load
 from pictures import curves, paint
 from runs import config, params
 from runs import run as runs_run
@@ -121,9 +122,33 @@ def test_same_command_trains_the_same_run(finished):
     assert (other / params.BEST).read_bytes() != (finished / params.BEST).read_bytes()
 
 
-def test_gifs_of_a_run_are_the_samples_of_its_best_parameters(finished):
-    assert code_of(sample.main, finished, '-o', 'out') in (None, 0)
-    assert contents('out') == contents(finished / 'samples')
+def test_run_ends_with_its_best_parameters(monkeypatch):
+    """Which need not be its last: their bound on all validation images, pixels as in training, and their samples."""
+    validations, bounds = [], iter([5., 6., 7., 8.])
+
+    def validate(training, images, on_batch=None):
+        validations.append((images, params.arrays_of(training.net)))
+        return next(bounds), 1., np.ones(2)
+
+    monkeypatch.setattr(Training, 'validate', validate)
+    folder = train('-v', '7', '--binarization', 'threshold')
+    assert [len(images) for images, _ in validations] == [7, 7, 7, 10] and config_of(folder)['validation']['bound'] == 8
+    grey = load('images.npy', splits=['validation']).splits['validation']
+    np.testing.assert_array_equal(validations[-1][0], grey > 127)
+    (_, first), *_, (_, last), (_, final) = validations
+    best = params.arrays_of(params.load_net(str(folder)))
+    assert all((best[name] == first[name]).all() and (best[name] == final[name]).all() for name in best)
+    assert any((best[name] != last[name]).any() for name in best)
+    assert code_of(sample.main, folder, '-o', 'out') in (None, 0)
+    assert contents('out') == contents(folder / 'samples')
+
+
+def test_no_checkpoint_is_ahead_of_its_log(monkeypatch):
+    calls = []
+    for owner, name in (Log, 'sync'), (Log, 'bound'), (params, 'save'):
+        at_call(monkeypatch, owner, name, None, lambda *args, name=name: calls.append(name))
+    train('-t', '16')
+    assert calls == ['bound', 'sync', 'save', 'bound', 'bound', 'save', 'sync', 'save']
 
 
 def test_folders_have_names_of_their_own(monkeypatch):

@@ -11,16 +11,16 @@ import tempfile
 
 SOURCES = [os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ('draw.c', 'panels.h')]
 COMPILERS = 'cc', 'gcc', 'clang'
-# No -ffast-math: NaN and infinity must reach the bound. Products and sums are fused, in the same way for AVX2 and AVX-512.
-FLAGS = ('-std=gnu11', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp',
-         '-Wno-psabi', '-shared', '-fPIC')
+# No -ffast-math: NaN and infinity must reach the bound. Multiply-adds are fused, alike for AVX2 and AVX-512.
+FLAGS = ('-std=gnu11', '-O3', '-march=native', '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math',
+         '-fopenmp', '-Wno-psabi', '-shared', '-fPIC')
 
 
 class Unavailable(Exception):
     """The operator cannot be compiled here; the message is one line."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load():
     """The library as a ctypes.CDLL. Raises Unavailable."""
     failure = 'there is no C compiler (cc, gcc or clang)'
@@ -28,8 +28,9 @@ def load():
         try:
             return _load(compiler)
         except (OSError, subprocess.SubprocessError) as error:
-            output = (getattr(error, 'stderr', None) or str(error)).strip().splitlines()
-            failure = f'{compiler} cannot compile it ({next((line for line in output if "error" in line), *output[-1:])})'
+            output = (getattr(error, 'stderr', None) or str(error)).strip().splitlines() or ['no message']
+            reason = next((line for line in output if 'error' in line), output[-1])
+            failure = f'{compiler} cannot compile it ({reason})'
     raise Unavailable(failure)
 
 
@@ -40,7 +41,8 @@ def cache_folder():
 
 def compile_to(path, compiler, *flags):
     """Compile draw.c. Raises OSError, subprocess.SubprocessError."""
-    subprocess.run([compiler, *FLAGS, *flags, SOURCES[0], '-o', path], check=True, capture_output=True, text=True, timeout=300)
+    command = [compiler, *FLAGS, *flags, SOURCES[0], '-o', path]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
 
 
 def _load(compiler):

@@ -106,7 +106,7 @@ class _Operator(autograd.Function):
 
     def forward(self, *inputs):
         *values, x, eps = inputs
-        fused, net = self._fused, self._fused._net
+        fused = self._fused
         self._sizes = fused.sizes(len(x), self._keep)
         self._memory = fused.take_memory(self._sizes, self._keep)
         outputs = nd.zeros(x.shape), nd.zeros(eps.shape), nd.zeros(eps.shape)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from system import cli
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -31,11 +33,11 @@ from networks import (
     train_forward_backward,
 )
 from runs import params
-from system import cli
 
 ROOT = Path(__file__).parent.parent
 # (height, width), T, units, latent dimensions, batch, read filters, write filters
-CASES = [((5, 7), 3, 6, 4, 3, 2, 3), ((9, 4), 1, 33, 17, 1, 1, 1), ((17, 35), 2, 40, 70, 5, 17, 4), ((3, 40), 4, 8, 3, 9, 1, 3)]
+CASES = [((5, 7), 3, 6, 4, 3, 2, 3), ((9, 4), 1, 33, 17, 1, 1, 1), ((17, 35), 2, 40, 70, 5, 17, 4),
+         ((3, 40), 4, 8, 3, 9, 1, 3)]
 
 
 def make(sizes, case, seed=0):
@@ -139,7 +141,8 @@ def test_two_passes_in_one_record(sizes):
         found = []
         for first, second in ((net, other), (fused, fused_other)):
             with autograd.record():
-                total = sum(sum(loss(*block(x, eps), x)).sum() for x, eps in passes[:number] for block in (first, second))
+                total = sum(sum(loss(*block(x, eps), x)).sum()
+                            for x, eps in passes[:number] for block in (first, second))
             total.backward()
             found.append({**gradients(net), **{f'{name} of the other': g for name, g in gradients(other).items()}})
         for name, gradient in found[0].items():
@@ -223,7 +226,8 @@ for sizes in (ATTENTION, NO_ATTENTION):
 def run_step(path='', **environment):
     """The checksums of outputs and gradients of all cases, computed by the library at `path` in a new process."""
     code = STEP.format(root=str(ROOT), tests=str(ROOT / 'tests'), path=str(path))
-    done = subprocess.run([sys.executable, '-c', code], env={**os.environ, **environment}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], env={**os.environ, **environment}, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

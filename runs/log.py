@@ -2,7 +2,7 @@
 
 RUN/train/, RUN/validation/   event files; TensorBoard draws a tag that both have in one chart
 RUN/curves.csv, curves.png    curves.COLUMNS at every point; bound, reconstruction and KL as a picture
-RUN/kl_per_step.csv           samples_seen, kl_1 .. kl_T: the KL of each time step at every validation
+RUN/kl_per_step.csv           samples_seen, kl_1 .. kl_T: the analytic KL of each time step at every validation
 """
 import os
 
@@ -62,7 +62,7 @@ class Log:
         self._append('curves.csv', [seen, split, *(numbers.get(name, np.nan) for name in curves.COLUMNS[2:])])
 
     def kl_per_step(self, seen, kl_t):
-        """The KL of each time step on the validation images, in nats per image: a histogram with a bar for each."""
+        """The analytic KL of each time step on the validation images, in nats per image: a histogram of T bars."""
         self._append('kl_per_step.csv', [seen, *kl_t])
         edges = np.arange(len(kl_t) + 1) + 0.5
         histogram = summary.histogram_summary('time_steps/kl', edges, edges)

@@ -1,4 +1,5 @@
 """What is recorded, what a stopped and resumed run leaves of it, and what TensorBoard makes of it."""
+import contextlib
 import errno
 import io
 import os
@@ -10,21 +11,37 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from system import cli
-
 import numpy as np
 import pytest
 from PIL import Image
 
 import browser
 import train_mnist
-from commands import ARGV, Killed, T, assert_same_curves, only_folder, read_curves, read_kl_per_step, resume, stop_after
-from idx import write_mnist
-from pictures import curves
-from runs import storage
+from dataset.load import load
+from dataset.stream import evaluation_images
+from pictures import curves, paint
+from runs import params
 from runs.log import SPLITS, Log
+from runs.run import Run
+from runs.training import Training
+from small_runs import (
+    ARGV,
+    ROOT,
+    TIME_OUT,
+    assert_same_end,
+    at_call,
+    checkpoint_of,
+    code_of,
+    config_of,
+    fail_with,
+    fails,
+    new_folder,
+    only_folder,
+    resume,
+    train,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
+T = 2  # time steps, in ARGV
 ARGUMENTS = {'num_steps': T}
 NATS = {f'nats_per_image/{name}' for name in ('bound', 'reconstruction', 'kl')}
 TRAINING = {f'training/{name}' for name in ('gradient_norm', 'learning_rate', 'samples_per_second')}
@@ -35,22 +52,23 @@ RESULT = 'result/bound_nats_per_image'
 
 @pytest.fixture(scope='module')
 def logdir(tmp_path_factory):
-    """A folder with the same run twice: never stopped, and killed three times on its way."""
-    folder = tmp_path_factory.mktemp('log')
-    (folder / 'data').mkdir()
-    write_mnist(folder / 'data')
-    argv = [*ARGV, '--attention', '-t', '192', '--checkpoint_freq', '48', '--data_dir', str(folder / 'data'),
-            '--logdir', str(folder / 'runs')]
-    assert train_mnist.main(argv) == 0
-    only_folder(folder / 'runs').rename(folder / 'whole')
-    for seen in (32, 96, 176):
-        with pytest.MonkeyPatch.context() as patch:
-            stop_after(patch, seen)
-            with pytest.raises(Killed):
-                train_mnist.main(argv) if seen == 32 else resume(only_folder(folder / 'runs'))
-    assert resume(only_folder(folder / 'runs')) == 0
-    only_folder(folder / 'runs').rename(folder / 'resumed')
-    return folder
+    """A folder with the same run twice: never stopped, and failed three times with more in its log than in its
+    checkpoint: before the first one, after a point of the training, and after a validation."""
+    argv = ['--attention', '--checkpoint_freq', '1e6']  # checkpoints at validations only
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(new_folder(tmp_path_factory))
+        train(*argv, logdir='runs').rename('whole')
+        command = [*ARGV, *argv, '--logdir', 'runs']
+        for *where, logged in (Training, 'update', 2, 8), (Training, 'update', 4, 24), (Run, 'save_checkpoint', 1, 32):
+            with pytest.MonkeyPatch.context() as failing:
+                at_call(failing, *where, fail_with(MemoryError('full')))
+                assert code_of(train_mnist.main, *command) == 1
+            folder = only_folder('runs')
+            assert curves.read(folder / 'curves.csv')['samples_seen'].max() == logged
+            command = ['--resume', folder]
+        assert resume(folder) == 0
+        folder.rename('resumed')
+        return Path.cwd()
 
 
 @pytest.fixture
@@ -62,34 +80,45 @@ def log(tmp_path):
 
 def python(program, *argv, **kwargs):
     return subprocess.run([sys.executable, '-X', 'dev', '-W', 'ignore', '-c', program, *map(str, argv)], text=True,
-                          capture_output=True, timeout=120, **kwargs)
+                          capture_output=True, timeout=TIME_OUT, **kwargs)
+
+
+def read_curves(folder, split):
+    table = curves.read(folder / 'curves.csv')
+    return table[table['split'] == split]
+
+
+def read_kl_per_step(folder):
+    return curves.read(folder / 'kl_per_step.csv', curves.kl_columns(T)).tolist()
 
 
 # CSV files
 
 def test_curves_of_a_resumed_run_have_no_fold(logdir):
-    assert list(read_curves(logdir / 'whole', 'train')['samples_seen']) == list(range(16, 193, 16))
-    assert list(read_curves(logdir / 'whole', 'validation')['samples_seen']) == [64, 128, 192]
-    assert_same_curves(logdir / 'resumed', logdir / 'whole')
+    assert list(read_curves(logdir / 'whole', 'train')['samples_seen']) == [8, 16, 24, 32, 40, 48]
+    assert list(read_curves(logdir / 'whole', 'validation')['samples_seen']) == [16, 32, 48]
+    assert_same_end(logdir / 'resumed', logdir / 'whole')
     assert [len(os.listdir(logdir / name / 'train')) for name in ('whole', 'resumed')] == [1, 4]
 
 
-def test_numbers_fit_together(logdir):
-    table = curves.read(logdir / 'whole' / 'curves.csv')
+def test_numbers_are_those_of_the_validations(workplace, monkeypatch):
+    monkeypatch.setattr(Training, 'validate', lambda *_: (5., 3., np.array([0.5, 1.25])))
+    folder = train('-t', '16')
+    table = curves.read(folder / 'curves.csv')
     np.testing.assert_allclose(table['bound'], table['reconstruction'] + table['kl'], rtol=1e-6)
     for name in curves.COLUMNS[-3:]:
         assert (np.isfinite(table[name]) == (table['split'] == 'train')).all()
-    seen, *kl_t = np.transpose(read_kl_per_step(logdir / 'whole'))
-    assert list(seen) == [64, 128, 192] and len(kl_t) == T
-    np.testing.assert_allclose(sum(kl_t), table['kl'][table['split'] == 'validation'], rtol=1e-6)
+    assert table[table['split'] == 'validation'][['samples_seen', 'bound', 'reconstruction', 'kl']].tolist() == [
+        (16, 5, 3, 2)]
+    assert read_kl_per_step(folder) == [(16, 0.5, 1.25)]
 
 
 def test_every_point_can_be_read_at_once(log, tmp_path):
     log.bound('train', 1280, 3., 2., samples_per_second=0.1)
     assert (tmp_path / 'curves.csv').read_text() == f'{",".join(curves.COLUMNS)}\n1280,train,5,3,2,nan,nan,0.1\n'
-    log.kl_per_step(10 ** 9 + 1, np.array([1, 2.5, 1 / 3], np.float32))
+    log.kl_per_step(10 ** 9 + 1, np.array([2.5, 1 / 3], np.float32))
     head, line = (tmp_path / 'kl_per_step.csv').read_text().splitlines()
-    assert head == 'samples_seen,kl_1,kl_2,kl_3' and line.startswith('1000000001,1,2.5,0.33333')
+    assert head == 'samples_seen,kl_1,kl_2' and line.startswith('1000000001,2.5,0.33333')
 
 
 @pytest.mark.parametrize('end', [
@@ -144,8 +173,7 @@ def test_mxboard_that_cannot_be_imported_is_one_line():
 def test_a_link_out_of_the_run_is_not_followed(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'train').symlink_to(tmp_path)
-    with pytest.raises(cli.UserError, match='train is a symbolic link'):
-        Log(str(tmp_path / 'run'), ARGUMENTS)
+    assert fails(Log, str(tmp_path / 'run'), ARGUMENTS) == f'{tmp_path}/run/train is a symbolic link'
     assert os.listdir(tmp_path) == ['run']
 
 
@@ -153,18 +181,16 @@ def test_a_link_out_of_the_run_is_not_followed(tmp_path):
 
 @pytest.mark.parametrize('room, name', [(0, 'curves.csv'), (104, 'train/'), (1000, 'train/')])
 def test_full_disk_is_told_with_the_name_of_the_file(tmp_path, room, name):
-    """A limit on the size of a file stands for the full disk. The program that meets it ends by itself."""
-    done = python('import sys, system; from runs.log import Log\n'
-                  'try:\n'
-                  f'    log = Log(sys.argv[1], {ARGUMENTS})\n'
-                  '    for seen in range(1000):\n'
-                  '        log.bound("train", seen, 3., 2.)\n'
-                  'except OSError as error:\n'
-                  '    print(error.filename)\n'
-                  '    "log" in globals() and log.close()\n', tmp_path,
-                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
-    assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout.startswith(f'{tmp_path}/{name}') and done.stdout.count('\n') == 1
+    """A limit on the size of a file stands for the full disk; closing the log raises nothing."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError) as error, contextlib.closing(Log(str(tmp_path), ARGUMENTS)) as log:
+            for seen in range(1000):
+                log.bound('train', seen, 3., 2.)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG and error.value.filename.startswith(f'{tmp_path}/{name}')
 
 
 def test_line_that_the_disk_has_no_room_for(log, tmp_path):
@@ -226,13 +252,6 @@ def test_backend_in_the_environment_costs_no_curves(log, tmp_path, backend):
     assert (tmp_path / 'own.png').read_bytes() == (tmp_path / 'curves.png').read_bytes()
 
 
-def test_picture_that_cannot_be_drawn_ends_no_run(log, tmp_path, capsys):
-    (tmp_path / 'curves.png').mkdir()
-    log.save_curves()
-    line, = capsys.readouterr().out.splitlines()
-    assert line.startswith(f'Note: {tmp_path}/curves.png was not drawn: ') and 'directory' in line
-
-
 # A real TensorBoard
 
 @pytest.fixture(scope='module', params=['true', 'false'])
@@ -250,7 +269,7 @@ def tags(tensorboard, plugin, run='whole'):
 
 @pytest.mark.parametrize('run', ['whole', 'resumed'])
 def test_tensorboard_shows_the_curves(tensorboard, logdir, run):
-    """Those of train and validation under one name, so that they share a chart; also after three kills."""
+    """Those of train and validation under one name, so that they share a chart; also after three failures."""
     assert tags(tensorboard, 'scalars', run) == {'train': NATS | TRAINING, 'validation': NATS | {RESULT}}
     for split in SPLITS:
         points = read_curves(logdir / run, split)
@@ -259,33 +278,38 @@ def test_tensorboard_shows_the_curves(tensorboard, logdir, run):
             np.testing.assert_array_equal(seen, points['samples_seen'])
             np.testing.assert_allclose(values, points[tag.split('/')[1]], rtol=1e-6, err_msg=tag)
     (_, seen, bound), = tensorboard('plugin/scalars/scalars', run=f'{run}/validation', tag=RESULT)
-    assert seen == 192 and bound == pytest.approx(storage.read_config(logdir / run)['validation']['bound'], rel=1e-6)
+    assert seen == 48 and bound == pytest.approx(config_of(logdir / run)['validation']['bound'], rel=1e-6)
 
 
-def test_tensorboard_shows_the_pictures(tensorboard):
+def test_tensorboard_shows_the_pictures(tensorboard, logdir):
+    """Of the parameters at that time: those of the checkpoint, at last."""
     assert tags(tensorboard, 'images', 'resumed') == {'validation': {'pictures/samples', 'pictures/reconstructions'}}
-    for tag in ('pictures/samples', 'pictures/reconstructions'):
-        found = tensorboard('plugin/images/images', run='resumed/validation', tag=tag, sample=0)
-        assert [picture['step'] for picture in found] == [64, 128, 192]
+    net = params.load_net(logdir / 'resumed')
+    params.set_arrays(net, checkpoint_of(logdir / 'resumed')[0])
+    images = load(str(logdir / 'images.npy'), splits=['validation']).splits['validation'][:6]
+    images = evaluation_images(images, config_of(logdir / 'resumed')['arguments']['binarization'])
+    for name, what in ('samples', {'num_samples': 6}), ('reconstructions', {'images': images}):
+        found = tensorboard('plugin/images/images', run='resumed/validation', tag=f'pictures/{name}', sample=0)
+        assert [picture['step'] for picture in found] == [16, 32, 48]
         png = tensorboard('plugin/images/individualImage', **dict(urllib.parse.parse_qsl(found[-1]['query'])))
-        width, height = Image.open(io.BytesIO(png)).size
-        assert width >= T * 28 and height >= 6 * 28
+        np.testing.assert_array_equal(Image.open(io.BytesIO(png)), paint.sheet(paint.paint(net, 0, **what)))
 
 
 def test_tensorboard_shows_the_gradients(tensorboard, logdir):
     """Each number of each parameter is in one of the histograms."""
     assert tags(tensorboard, 'histograms')['train'] == GRADIENTS
-    sizes = dict.fromkeys([64, 128, 192], 0)
+    sizes = dict.fromkeys([16, 32, 48], 0)
     for tag in GRADIENTS:
         for _, step, bins in tensorboard('plugin/histograms/histograms', run='whole/train', tag=tag):
             sizes[step] += sum(number for _, _, number in bins)
-    net, _, _ = storage.load_net(logdir / 'whole', [train_mnist.mx.cpu()])
-    assert set(sizes.values()) == {storage.num_weights(net)}
+    arrays = params.arrays_of(params.load_net(logdir / 'whole'))
+    assert set(sizes.values()) == {sum(array.size for array in arrays.values())}
 
 
 def test_tensorboard_shows_the_kl_of_all_steps_in_one_histogram(tensorboard, logdir):
     assert tags(tensorboard, 'histograms')['validation'] == {'time_steps/kl'}
     histograms = tensorboard('plugin/histograms/histograms', run='whole/validation', tag='time_steps/kl')
+    assert len(histograms) == 3
     for (_, step, bins), (seen, *expected) in zip(histograms, read_kl_per_step(logdir / 'whole')):
         assert step == seen
         for t, kl in enumerate(expected, start=1):
@@ -295,7 +319,7 @@ def test_tensorboard_shows_the_kl_of_all_steps_in_one_histogram(tensorboard, log
 
 def test_tensorboard_shows_the_configuration_and_the_result(tensorboard, logdir):
     assert tags(tensorboard, 'text') == {'train': {'configuration'}, 'validation': {'result'}}
-    config = storage.read_config(logdir / 'whole')
+    config = config_of(logdir / 'whole')
     for split, tag, expected in (('train', 'configuration', config['arguments']),
                                  ('validation', 'result', config['validation'])):
         text, = tensorboard('plugin/text/text', run=f'whole/{split}', tag=tag)

@@ -138,7 +138,7 @@ def test_resumed_run_keeps_whole_lines_up_to_its_checkpoint(log, tmp_path, end):
 @pytest.mark.parametrize('make', [
     os.mkfifo, lambda path: path.symlink_to('mine'), lambda path: path.symlink_to(path.name),
     lambda path: path.symlink_to('/dev/zero'), lambda path: path.write_bytes(b'PK\3\4\xff' * 999),
-    lambda path: path.write_text('samples_seen,samples_seen\n1,1\n')], ids=range(6))
+    lambda path: path.write_text('other\n1,1,1\n8,train,1,1,1,1,1,1\n')], ids=range(6))
 def test_stranger_s_csv_file_gives_way(tmp_path, name, make):
     (tmp_path / 'mine').write_text('mine\n1\n')
     make(tmp_path / name)

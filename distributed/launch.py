@@ -68,7 +68,7 @@ def run(args):
         roles = ('worker', args.num_workers), ('scheduler', 1), ('server', len(args.hosts))
         processes = [stack.enter_context(Process(args, role, k)) for role, number in roles for k in range(number)]
         failed = watch(processes, args.num_workers, stop)
-    if not failed or stop.signal and failed.returncode == 128 + signal.SIGTERM:  # it had not begun
+    if not failed or stop.signal and failed.returncode in (130, 128 + signal.SIGTERM):  # it had not begun to train
         return 130 if stop.signal == signal.SIGINT else 0
     if failed.log:
         sys.stderr.write(os.pread(failed.log.fileno(), 2 ** 20, 0).decode(errors='replace'))

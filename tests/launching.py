@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from commands import TIME_OUT
+from small_runs import TIME_OUT
 
 
 def launcher(num_workers, path, *argv, options=()):

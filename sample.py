@@ -85,6 +85,8 @@ def run(args):
     if args.reconstruct:
         arguments = vars(config['arguments'])
         data = load_of_run({**config, 'arguments': arguments}, ['test'], args.dataset, args.data_dir)
+        for line in data.lines:
+            cli.say(line)
         images = stream.evaluation_images(data.splits['test'][:args.num_samples], arguments['binarization'])
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)
     samples = os.path.join(args.run, 'samples')

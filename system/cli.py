@@ -96,17 +96,25 @@ def start(main):
 
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in numbers}
+    notebook = hasattr(sys, 'ps1')  # Jupyter's %run: the process goes on
     try:
-        sys.exit(main())
+        code = main()
+    except SystemExit as end:
+        code = end.code
     except RuntimeError as error:
-        if hasattr(sys, 'ps1') or 'MXNetError' not in [kind.__name__ for kind in type(error).__mro__]:
+        if notebook or 'MXNetError' not in [kind.__name__ for kind in type(error).__mro__]:
             raise
         say(f'{os.path.basename(sys.argv[0])}: error: {printable(reason(error))}', sys.stderr)
-        os._exit(2)  # at a regular end, MXNet may abort
+        code = 2
     finally:
-        if hasattr(sys, 'ps1'):  # Jupyter's %run: the process goes on
+        if notebook:
             for number, handler in before.items():
                 signal.signal(number, handler)
+    if code in (1, 2) and not notebook:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        os._exit(code)  # at a regular end, MXNet may abort, or print its last error again
+    sys.exit(code)
 
 
 def say(text, file=None):

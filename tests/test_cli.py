@@ -126,9 +126,11 @@ def test_signals_end_an_evaluation_without_a_word(run, number, times):
     assert not os.path.exists(run / 'evaluations')
 
 
-def test_an_error_of_mxnet_is_what_mxnet_said(finished):
-    done = script('evaluate.py', finished, env={**os.environ, 'MXNET_ENGINE_TYPE': 'None'})
-    assert done.returncode == 2 and one_line(done.stderr) == 'evaluate.py: error: MXNetError: Cannot find Engine None'
+@pytest.mark.parametrize('name, argv', [('evaluate.py', ['RUN']), ('train_mnist.py', ['--resume', 'RUN', '-t', '64'])])
+def test_an_error_of_mxnet_is_what_mxnet_said(run, name, argv):
+    done = script(name, *(run if word == 'RUN' else word for word in argv),
+                  env={**os.environ, 'MXNET_ENGINE_TYPE': 'None'})
+    assert done.returncode == 2 and one_line(done.stderr) == f'{name}: error: MXNetError: Cannot find Engine None'
 
 
 def test_without_memory(monkeypatch, capsys):

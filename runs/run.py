@@ -54,7 +54,7 @@ class Run:
         self.args, self.config, self.folder, self.log = args, {}, args.resume, None
         self._command, self._facts, self._group = command, facts, group
         self.code = 0  # of the program, after the context
-        self._training, self._stop, self._stack = None, cli.Stop(), contextlib.ExitStack()
+        self._training, self._began_at, self._stop, self._stack = None, 0, cli.Stop(), contextlib.ExitStack()
         self._resumes = bool(args.resume) and not group.scratch
 
     def __enter__(self):
@@ -141,7 +141,7 @@ class Run:
 
     def __exit__(self, kind, error, trace):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # until the stack is left, in a second at most
+            signal.signal(number, signal.SIG_IGN)  # for a second at most; the stack restores the handlers
         with self._stack:
             trained = self._training is not None and self._training.seen > self._began_at
             line, code = self._ending(error, trained)

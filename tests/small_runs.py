@@ -1,11 +1,6 @@
 """Small runs for tests: training them in this process or in one of their own, and looking at their folders."""
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -142,21 +137,3 @@ def fail_with(error):
         raise error
 
     return fail
-
-
-# Processes
-
-@contextlib.contextmanager
-def started(*argv, **kwargs):
-    """A process of train_mnist.py that signals reach; killed at the end, and after TIME_OUT seconds at the latest."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits an ignored signal
-    command = [sys.executable, str(ROOT / 'train_mnist.py'), *map(str, argv)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs) as process:
-        signal.signal(signal.SIGINT, handler)
-        watchdog = threading.Timer(TIME_OUT, process.kill)
-        watchdog.start()
-        try:
-            yield process
-        finally:
-            process.kill()
-            watchdog.cancel()

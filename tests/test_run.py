@@ -45,7 +45,6 @@ from small_runs import (
     refusal,
     resume,
     send,
-    started,
     train,
     write_images,
 )
@@ -226,10 +225,14 @@ def test_hangup_is_ignored_under_nohup(finished, monkeypatch, capsys):
 
 
 def test_ctrl_c_of_a_process():
-    with started(*ARGV, '-t', '1e9', '-f', '1e6', '--log_freq', '1e6') as process:
-        next(line for line in process.stdout if 'Run folder' in line)
-        process.send_signal(INT)
-        out, err = process.communicate()
+    command = [sys.executable, ROOT / 'train_mnist.py', *ARGV, '-t', '1e9', '-f', '1e6', '--log_freq', '1e6']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert any('Run folder' in line for line in process.stdout)
+            process.send_signal(INT)
+            out, err = process.communicate(timeout=TIME_OUT)
+        finally:
+            process.kill()
     assert process.returncode == 130 and not err
     seen = checkpoint_of(only_folder())[1]['samples_seen']
     line = f'Stopped after {seen:,} training samples. Continue with: '

@@ -94,7 +94,11 @@ def parse_args(argv=None, doc=''):
     args = parser.parse_args(argv)
     if args.resume or args.init:
         with cli.one_line(parser):
-            stored = vars(read(args.resume or args.init)['arguments'])
+            config = read(args.resume or args.init)
+            if args.resume and 'images' not in config:
+                raise cli.UserError(f'{args.resume} was trained by an earlier version, which alone can continue it; '
+                                    '--init starts from its parameters')
+        stored = vars(config['arguments'])
         names = stored.keys() - {'resume'} if args.resume else (*_OF_MODEL, *_OF_DATA)
         parser.set_defaults(**{name: stored[name] for name in names})
         given = parser.parse_args(argv)

@@ -64,10 +64,7 @@ class Run:
             elif self.args.resume:
                 self._stack.enter_context(lock(self.folder))
                 self.config = configs.read(self.folder)
-                if 'images' not in self.config:
-                    raise cli.UserError(f'{self.folder} was trained by an earlier version, which alone can continue '
-                                        'it; --init starts from its parameters')
-                same_images(self.config['images'], self._facts)
+                same_images(self.config.get('images'), self._facts)
             self._stack.enter_context(self._stop)
             self._stack = self._stack.pop_all()
         return self

@@ -479,18 +479,11 @@ def test_file_system_without_locks(run, monkeypatch, capsys):
 REFUSED = {
     'other images': (lambda run: write_images(config_of(run)['arguments']['dataset'], seed=1), 'these are'),
     'no run': (shutil.rmtree, 'is not the folder of a run'),
-    'a run of an earlier version': (lambda run: edit(run, lambda content: content.pop('images')), 'earlier version'),
     'no best parameters': (lambda run: (run / params.BEST).unlink(), params.BEST),
     'no checkpoint': (lambda run: (run / params.CHECKPOINT).unlink(), params.CHECKPOINT),
     'damaged checkpoint': (lambda run: os.truncate(run / params.CHECKPOINT, 5000), params.CHECKPOINT),
     'the log is a link': (lambda run: (shutil.rmtree(run / 'train'), (run / 'train').symlink_to('/')), 'train'),
     'the log is a file': (lambda run: (shutil.rmtree(run / 'train'), (run / 'train').write_text('')), 'train')}
-
-
-def edit(run, change):
-    content = config_of(run)
-    change(content)
-    (run / 'config.json').write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize('case', REFUSED)

@@ -94,9 +94,15 @@ def start(main):
             signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
 
+    def report(unraisable):  # an object of MXNet that Ctrl-C leaves half made cannot delete itself
+        if not str(getattr(unraisable.object, '__module__', '')).startswith('mxnet'):
+            sys.__unraisablehook__(unraisable)
+
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in numbers}
     notebook = hasattr(sys, 'ps1')  # Jupyter's %run: the process goes on
+    if not notebook:
+        sys.unraisablehook = report
     try:
         code = main()
     except SystemExit as end:

@@ -3,6 +3,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from system import cli
+
 from dataset import mnist
 from dataset.formats import find, read, read_numpy, read_pictures, to_grey
 from dataset.images import DataError, resize, sha256
@@ -92,7 +94,8 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
             images[split] = resize(array, shape)
     facts = {'dataset': name, 'path': path and str(path), 'height': shape[0], 'width': shape[1],
              'splits': {split: {'images': len(rows), 'sha256': _checksum(rows)} for split, rows in images.items()}}
-    lines = [f'{_count(facts, splits)} images of {shape[0]}x{shape[1]}{f" from {_shown(path)}" if path else ""}'
+    source = f' from {cli.shown(path)}{"/" if os.path.isdir(path) else ""}' if path else ''
+    lines = [f'{_count(facts, splits)} images of {shape[0]}x{shape[1]}{source}'
              + (f' ({_LABELS[name]})' if name in DATASETS else '')]
     lines += [f'The images were {_and(sorted(notes))}.'] if notes else []
     return Images({split: images[split] for split in splits}, shape, name, facts, lines)
@@ -187,9 +190,3 @@ def _count(facts, splits):
 
 def _and(words):
     return f'{", ".join(words[:-1])} and {words[-1]}' if len(words) > 1 else words[0]
-
-
-def _shown(path):
-    """A path as it can be typed in the working directory."""
-    relative = os.path.relpath(path)
-    return f'{path if relative.startswith("..") else relative}{"/" if os.path.isdir(path) else ""}'

@@ -9,6 +9,8 @@ import stat
 import subprocess
 import tempfile
 
+from system import cli
+
 SOURCES = [os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ('draw.c', 'panels.h')]
 COMPILERS = 'cc', 'gcc', 'clang'
 # No -ffast-math: NaN and infinity must reach the bound. Multiply-adds are fused, alike for AVX2 and AVX-512.
@@ -50,7 +52,7 @@ def _load(compiler):
     path = folder and os.path.join(folder, f'{_key(compiler)}.so')
     with contextlib.suppress(OSError, TypeError):  # not there, damaged, or no cache (None)
         return _open(path)
-    print(f'Compiling the fused operator with {compiler}: once per user and machine, a few seconds.', flush=True)
+    cli.say(f'Compiling the fused operator with {compiler}: once per user and machine, a few seconds.')
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
         new = os.path.join(workplace, 'draw.so')
         compile_to(new, compiler)

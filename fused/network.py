@@ -9,7 +9,7 @@ from mxnet.base import _LIB, check_call
 
 from fused import library
 
-_CHUNK = 32  # images that a thread takes through all steps at a time, at most: fewer use a weight less often
+_CHUNK = 32  # images that a thread takes through all steps at a time, at most; fewer use a weight less often
 _STATES = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
 
 
@@ -75,7 +75,8 @@ class FusedDRAW:
         """The struct `sizes` of draw.c."""
         net, (height, width) = self._net, self._net.image_shape
         filters = [getattr(block, 'filter_size', 0) for block in (net.read, net.write)]
-        chunk = min(_CHUNK, -(-batch_size // self._num_threads))
+        per_thread = -(-batch_size // self._num_threads)
+        chunk = -(-per_thread // -(-per_thread // _CHUNK))  # as many for each thread, and equal ones
         values = (net.num_steps, batch_size, self._parameters['h_enc_0'].shape[1], net.latent_dim, height, width,
                   filters[0] > 0, *filters, keep, self._num_threads, chunk)
         return (ctypes.c_long * len(values))(*values)

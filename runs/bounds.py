@@ -26,10 +26,10 @@ def log_weight(reconstruction, mu, log_sigma, eps):
 
     Returns
     -------
-    (batch,), nats
+    (batch,), float64, nats
     """
     z = mu + np.exp(log_sigma) * eps
-    return (0.5 * (eps ** 2 - z ** 2) + log_sigma).sum(axis=(0, 2)) - reconstruction
+    return (0.5 * (eps ** 2 - z ** 2) + log_sigma).sum(axis=(0, 2), dtype=np.float64) - reconstruction
 
 
 class Evaluator:
@@ -60,18 +60,19 @@ class Evaluator:
             yield start, np.arange(part) + start + part * self._group.rank
 
     def _draw(self, images, numbers, seed, purpose):
-        """One draw of z for each image: reconstruction (batch,), mu, log_sigma and eps, float64."""
+        """One draw of z for each image: reconstruction (batch,), mu, log_sigma and eps."""
         x = gluon.utils.split_and_load(images[numbers % len(images)], self._contexts)
         eps = noise(seed, purpose, numbers[0], len(numbers), self._net.num_steps, self._net.latent_dim)
         outputs = []  # all devices start before the first result is waited for
         for x_k, eps_k in zip(x, gluon.utils.split_and_load(eps, self._contexts, batch_axis=1)):
             canvas, mu, log_sigma = self._forward(x_k, eps_k)
             outputs.append((self._loss(canvas, mu, log_sigma, x_k)[0], mu, log_sigma))
-        counted = numbers < len(images)
+        counted = max(0, len(images) - numbers[0])
         reconstruction, mu, log_sigma = (
-            np.concatenate([part.asnumpy().astype(np.float64) for part in parts], axis=axis)
+            np.concatenate([part.asnumpy() for part in parts], axis=axis)
             for axis, parts in zip((0, 1, 1), zip(*outputs)))
-        return reconstruction[counted], mu[:, counted], log_sigma[:, counted], eps[:, counted].astype(np.float64)
+        return (reconstruction[:counted].astype(np.float64),
+                *(array[:, :counted] for array in (mu, log_sigma, eps)))
 
     @_QUIET
     def mean(self, images, seed, purpose, on_batch=lambda count: None):

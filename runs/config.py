@@ -177,29 +177,24 @@ def read(folder):
 
 
 def _stored(arguments):
-    """Arguments from config.json, checked as flags are; those of a version that did not have a flag get its default."""
-    args = argparse.Namespace()
+    """Arguments from config.json, parsed as flags; those of a version that did not have a flag get its default."""
+    words = []
     for action in build_parser()._actions[1:]:  # all but --help
-        name, value = action.dest, arguments.get(action.dest, action.default)
-        if value is None:
-            valid = action.default is None
-        elif action.nargs == 0:
-            valid = type(value) is bool
-        else:
-            valid = type(value) in (int, float, str) and (not action.choices or value in action.choices)
-        if not valid:
-            raise ValueError(f'{name} is {reprlib.repr(value)}')
-        if value is not None and action.nargs != 0:
-            try:
-                os.fsencode(str(value))  # JSON can hold text that no path can
-                value = (action.type or str)(str(value))
-            except argparse.ArgumentTypeError as error:
-                raise ValueError(f'{name}: {error}') from None
-        setattr(args, name, value)
+        value = arguments.get(action.dest)
+        if value is not None and value is not False:
+            words.append(f'--{action.dest}' if value is True else f'--{action.dest}={value}')
+    os.fsencode(' '.join(words))  # raises for text that JSON can hold, but no path
+    parser = build_parser()
+    parser.error = _refuse
+    args = parser.parse_args(words)
     if not args.input_height:
         raise ValueError('input_height is missing')
     _set_windows(args)
     return args
+
+
+def _refuse(message):
+    raise ValueError(message)
 
 
 def _check(found, types):

@@ -58,8 +58,9 @@ class Events(EventsWriter):
 
     def add_table(self, tag, seen, rows):
         """Write a dict as a table of two columns."""
-        lines = [f'{name} | {value}' for name, value in [('name', 'value'), ('---', '---'), *rows.items()]]
-        text = '\n'.join(lines).encode(errors='backslashreplace').decode()  # a path need not be valid text
+        cells = [(name, str(value).replace('|', '\\|')) for name, value in rows.items()]
+        table = '\n'.join(map(' | '.join, [('name', 'value'), ('---', '---'), *cells]))
+        text = table.encode(errors='backslashreplace').decode()  # a path need not be valid text
         content = summary.text_summary(tag, text)
         content.value[0].tag = tag  # mxboard leaves it empty
         content.value[0].tensor.ClearField('tensor_shape')  # or TensorBoard shows a table in a table

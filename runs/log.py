@@ -98,7 +98,7 @@ class Log:
         try:
             files.write_whole(self._path('curves.png'), curves.png(curves.read(self._path('curves.csv'))))
         except Exception as error:
-            print(f'Note: {self._path("curves.png")} was not drawn: {cli.reason(error)}')
+            cli.say(f'Note: {self._path("curves.png")} was not drawn: {cli.reason(error)}')
 
     def sync(self):
         """Return when everything is on the disk, so that no checkpoint is ahead of its log."""

@@ -240,14 +240,15 @@ def test_view_leaves_out_the_start_and_nothing_else(log, tmp_path):
 
 @pytest.mark.parametrize('backend', ['module://matplotlib_inline.backend_inline', 'svg'])
 def test_backend_in_the_environment_costs_no_curves(log, tmp_path, backend):
-    """That of a Jupyter kernel, for instance. One that matplotlib knows stays in force."""
+    """That of a Jupyter kernel in a child's environment, for instance. One that matplotlib finds stays in force."""
     log.bound('train', 16, 3., 2.)
     done = python('import os, sys; from pictures import curves; picture = curves.png(curves.read("curves.csv"))\n'
                   'open("own.png", "wb").write(picture); import matplotlib\n'
                   'print("matplotlib.pyplot" in sys.modules, os.environ["MPLBACKEND"], matplotlib.get_backend())',
                   cwd=tmp_path, env={**os.environ, 'MPLBACKEND': backend})
     loaded, environment, used = done.stdout.split()
-    assert (loaded, environment, used == backend) == ('False', backend, backend == 'svg')
+    assert (loaded, environment) == ('False', backend)
+    assert used == backend or backend != 'svg'
     log.save_curves()
     assert (tmp_path / 'own.png').read_bytes() == (tmp_path / 'curves.png').read_bytes()
 

@@ -110,6 +110,13 @@ def test_results_are_those_of_the_shipped_models(path):
     assert np.isclose(result['kl'], result['bound'] - result['reconstruction'])
 
 
+def test_the_readme_shows_what_evaluate_prints():
+    result = {'parameters': params.BEST, 'num_images': 100, 'split': 'test', 'binarization': 'static', 'num_draws': 1,
+              'bound': 79.85, 'bound_standard_error': 2.14, 'reconstruction': 52., 'kl': 27.84}
+    for line in evaluate.report(result):
+        assert f'\n{line}\n' in README
+
+
 def test_the_architecture_names_what_is_in_the_code():
     text = PAGES['docs/architecture.md']
     code = '\n'.join((ROOT / path).read_text() for path in set(re.findall(r'`((?:\w+/)?\w+\.py)`', text)))

@@ -99,7 +99,7 @@ def parse_args(argv=None, doc=''):
                 raise cli.UserError(f'{args.resume} was trained by an earlier version, which alone can continue it; '
                                     '--init starts from its parameters')
         stored = vars(config['arguments'])
-        names = stored.keys() - {'resume'} if args.resume else (*_OF_MODEL, *_OF_DATA)
+        names = stored.keys() - {'resume', 'gpu', 'gpus'} if args.resume else (*_OF_MODEL, *_OF_DATA)
         parser.set_defaults(**{name: stored[name] for name in names})
         given = parser.parse_args(argv)
         fixed = stored.keys() - {*MAY_CHANGE, 'resume'} if args.resume else _OF_MODEL
@@ -107,8 +107,6 @@ def parse_args(argv=None, doc=''):
             if getattr(given, name) != stored[name]:
                 parser.error(f'argument --{name}: {getattr(given, name)} contradicts {stored[name]} of '
                              f'{args.resume or args.init}')
-        if args.resume and (args.gpu or args.gpus):  # instead of the stored ones, not beside them
-            given.gpu, given.gpus = args.gpu, args.gpus
         if args.init and not args.resume and given.dataset != stored['dataset']:  # other images, so other files
             given.data_dir, given.transpose = args.data_dir, args.transpose
         args = given

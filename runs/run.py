@@ -161,12 +161,16 @@ class Run:
         if error is None:
             return '', 0
         script = ('python', *self._group.launcher, cli.shown(SCRIPT))
-        resume = f'Continue with: {cli.command(*script, "--resume", cli.shown(self.folder))}' if self.folder else ''
+        gpus = ['--gpu'] if self.args.gpu else ['--gpus', self.args.gpus] if self.args.gpus else []
+        resume = ''
+        if self.folder:
+            resume = f'Continue with: {cli.command(*script, "--resume", cli.shown(self.folder), *gpus)}'
         if isinstance(error, (Stopped, KeyboardInterrupt)):
             if is_new and not trained:
                 return 'Stopped before the first step.', 130
             code = 0 if isinstance(error, Stopped) and self._stop.signal != signal.SIGINT else 130
-            return f'Stopped{f" after {seen:,} training samples" if self._training else ""}. {resume}', code
+            after = f' after {seen:,} training samples' if isinstance(error, Stopped) else ''  # which are saved
+            return f'Stopped{after}. {resume}', code
         if isinstance(error, NotFinite) and seen:
             rate = f'-r {self.args.learning_rate / 10:g}'
             if os.path.exists(self.path(params.BEST)):

@@ -74,9 +74,11 @@ def test_what_must_not_change_when_a_run_is_resumed(run, capsys, name):
     assert f'argument --{name}: ' in line and f'contradicts {stored()[name]} of {os.path.abspath("run")}' in line
 
 
-def test_gpus_take_the_place_of_those_of_the_run(run):
+@pytest.mark.parametrize('argv, expected', [([], (False, None)), (['--gpu'], (True, None))])
+def test_a_run_is_resumed_on_the_devices_of_the_command(run, argv, expected):
     change_config(run, {'gpus': '0,1'})
-    assert [vars(config.parse_args(['--resume', 'run', '--gpu']))[name] for name in ('gpu', 'gpus')] == [True, None]
+    args = config.parse_args(['--resume', 'run', *argv])
+    assert (args.gpu, args.gpus) == expected
 
 
 def test_a_run_that_starts_from_a_model_takes_what_it_is_not_given(run, capsys):

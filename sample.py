@@ -4,7 +4,9 @@
   python sample.py RUN --reconstruct   # ten test images
   python sample.py RUN --grid all.gif  # a hundred samples
 """
+import contextlib
 import os
+import tempfile
 
 from system import cli, devices, files
 
@@ -12,7 +14,6 @@ from dataset import stream
 from dataset.load import dataset_name, load_of_run
 from pictures import paint, render
 from runs import params
-from runs.run import check_writable
 
 PRETRAINED = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'assets', 'draw_w_attn')
 _MAX_PIXELS = 2 ** 27  # in all frames of a file, with a byte of memory each
@@ -61,6 +62,23 @@ def _finite(painting):
     return painting
 
 
+@contextlib.contextmanager
+def _writable(folder):
+    """Create a folder if it is missing, and remove it again where nothing was written. Raises UserError."""
+    is_new = not os.path.isdir(folder)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # or painting would be for nothing
+            pass
+    except OSError as error:
+        raise cli.UserError(f'cannot write in {folder}: {error.strerror}') from None
+    try:
+        yield
+    finally:
+        if is_new and not os.listdir(folder):
+            os.rmdir(folder)
+
+
 def _write(args, paintings, folder, prefix):
     """Write what the flags ask for, and return the names of the files."""
     boxes = not args.no_boxes
@@ -93,14 +111,9 @@ def run(args):
     folder = (os.path.dirname(args.file) or '.') if args.file else (args.output_dir or cli.shown(samples))
     if os.path.abspath(folder) == samples and os.path.islink(samples):
         raise cli.UserError(f'{samples} is a symbolic link; choose another folder with --output_dir')
-    is_new = check_writable(folder)
-    try:
-        paintings = paint.paint(net, args.seed, total, images=images)
-        with cli.progress('painting', total, 'images', iterable=paintings) as bar:
-            names = _write(args, map(_finite, bar), folder, f'{kind}_seed{args.seed}' if args.seed else kind)
-    finally:
-        if is_new and not os.listdir(folder):
-            os.rmdir(folder)
+    paintings = paint.paint(net, args.seed, total, images=images)
+    with _writable(folder), cli.progress('painting', total, 'images', iterable=paintings) as bar:
+        names = _write(args, map(_finite, bar), folder, f'{kind}_seed{args.seed}' if args.seed else kind)
     cli.say(f'{total} {kind}{"s" if total > 1 else ""} of {cli.shown(path)}: {names}')
 
 

@@ -18,7 +18,7 @@ from dataset.load import load
 from distributed import workers
 from pictures import paint
 from runs import config, params
-from runs.run import Run, Stopped, check_writable, versions
+from runs.run import Run, Stopped, versions
 from runs.training import Training
 
 NUM_GIFS = 10
@@ -135,8 +135,6 @@ def main(argv=None):
             raise cli.UserError(f'argument --batch_size: {args.batch_size} images cannot be divided evenly among '
                                 f'{group.size * len(contexts)} devices')
         initial = params.load_init(args)
-        if not args.resume:
-            check_writable(args.logdir)
         data = load(args.dataset, args.data_dir, config.image_shape(args), ('train', 'validation'), args.transpose)
         args.input_height, args.input_width = data.shape
         config.check_sizes(args)

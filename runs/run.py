@@ -7,7 +7,6 @@ import platform
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from importlib import metadata
 
@@ -187,18 +186,6 @@ def versions():
     """Versions of Python and of the packages that a result depends on."""
     return {'python': platform.python_version(), 'mxnet': mx.__version__,
             **{name: metadata.version(name) for name in ('numpy', 'mxboard', 'pillow')}}
-
-
-def check_writable(folder):
-    """Create `folder` if missing, and try to write there; returns whether it was missing. Raises cli.UserError."""
-    is_new = not os.path.isdir(folder)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise cli.UserError(f'cannot write in {folder}: {error.strerror}') from None
-    return is_new
 
 
 def create(args):

@@ -26,6 +26,7 @@ from pictures import curves, paint, render
 from runs import params
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
+_GRID_SIDE = 56  # screen pixels of an image in a grid
 _PAPER = {True: 80.97, False: 87.40}  # nats on MNIST's test images (Table 2), with attention and without
 
 
@@ -101,7 +102,8 @@ def make(run, name, images, kl_t):
     folder = os.path.join(FOLDER, name)
     compact_model(run, folder)
     net = params.load_net(folder)
-    grid = paint.frames(paint.paint(net, 0, num_samples=100), paint.GRID_SCALE)
+    scale = max(1, _GRID_SIDE // max(net.image_shape))
+    grid = paint.frames(paint.paint(net, 0, num_samples=100), scale)
     files.write_whole(f'{folder}_grid.gif', render.gif(grid))
     # Ten at a time, as sample.py does: on some processors the last bits depend on how many are painted together.
     paint.write_gifs(paint.paint(net, 0, num_samples=10), FOLDER, name)

@@ -110,7 +110,7 @@ class _Operator(autograd.Function):
         fused = self._fused
         self._sizes = fused.sizes(len(x), self._keep)
         self._memory = fused.take_memory(self._sizes, self._keep)
-        outputs = nd.zeros(x.shape), nd.zeros(eps.shape), nd.zeros(eps.shape)
+        outputs = nd.empty(x.shape), nd.empty(eps.shape), nd.empty(eps.shape)
         fused.library.draw_forward(self._sizes, fused.addresses(self._names, values), _pointer(x), _pointer(eps),
                                    _aligned(self._memory), *map(_pointer, outputs))
         if not self._keep:
@@ -121,7 +121,7 @@ class _Operator(autograd.Function):
         if self._memory is None:
             raise RuntimeError('one backward pass for each forward pass: its memory is used up')
         parameters = self._fused._parameters
-        gradients = [nd.zeros(parameters[name].shape) for name in self._names]
+        gradients = [nd.empty(parameters[name].shape) for name in self._names]
         self._fused.library.draw_backward(self._sizes, _aligned(self._memory), *map(_pointer, heads),
                                           self._fused.addresses(self._names, gradients))
         self._fused.give_back(self._memory, True)

@@ -236,6 +236,13 @@ def runs_avx512():
     return 'avx512f' in Path('/proc/cpuinfo').read_text()
 
 
+
+def test_subnormal_numbers_are_zero_in_the_operator_alone():
+    net, _, _, x, eps = make(ATTENTION, CASES[0])
+    FusedDRAW(net, 1)(*to_nd(x, eps))
+    assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not runs_avx512(), reason='this processor has no AVX-512 to compare with')
 def test_same_bits_with_avx2(tmp_path):

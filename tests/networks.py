@@ -1,10 +1,21 @@
-"""Small networks with random parameters, and their inputs, for the tests of core.py."""
+"""Small networks with random parameters, and their inputs, for the tests of core.py and of the fused operator."""
+from pathlib import Path
+
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd
 
-from core import DRAW, STATIC, NoAttentionRead, NoAttentionWrite, SelectiveAttentionRead, SelectiveAttentionWrite
+import oracle
+from core import (
+    DRAW,
+    STATIC,
+    DRAWLoss,
+    NoAttentionRead,
+    NoAttentionWrite,
+    SelectiveAttentionRead,
+    SelectiveAttentionWrite,
+)
 
 SHAPE = (5, 7)  # height, width
 PIXELS = SHAPE[0] * SHAPE[1]
@@ -18,68 +29,36 @@ MIXED = [pytest.param({'read_size': 2, 'write_size': None}, id='attention read o
 MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'), pytest.param(STATIC, id='static')]
 
 
-def define(sizes, image_shape=SHAPE, num_steps=T, units=UNITS, latent_dim=LATENT):
-    """A network that is not initialized. A size of None means 'without attention', as in the oracle."""
+def build(sizes, image_shape=SHAPE, num_steps=T, units=UNITS, latent_dim=LATENT):
+    """A network with initial parameters. A size of None means 'without attention', as in the oracle."""
     read_size, write_size = sizes['read_size'], sizes['write_size']
     read = NoAttentionRead() if read_size is None else SelectiveAttentionRead(read_size, image_shape)
-    write = (NoAttentionWrite(image_shape) if write_size is None
-             else SelectiveAttentionWrite(write_size, image_shape))
-    return DRAW(read, write, image_shape, num_steps, units, latent_dim)
-
-
-def build(*args, **kwargs):
-    """What `define` returns, with initial parameters."""
-    net = define(*args, **kwargs)
+    write = NoAttentionWrite(image_shape) if write_size is None else SelectiveAttentionWrite(write_size, image_shape)
+    net = DRAW(read, write, image_shape, num_steps, units, latent_dim)
     net.initialize()
     return net
 
 
-def parameter_shapes(sizes, image_shape=SHAPE, units=UNITS, latent_dim=LATENT):
-    """{name: shape} of all parameters that the network must have."""
-    pixels = image_shape[0] * image_shape[1]
-    read_size, write_size = sizes['read_size'], sizes['write_size']
-    r = pixels if read_size is None else 2 * read_size ** 2
-    shapes = {
-        'r_to_enc.weight': (4 * units, r), 'r_to_enc.bias': (4 * units,),
-        'h_dec_to_enc.weight': (4 * units, units),
-        'h_enc_to_enc.weight': (4 * units, units),
-        'h_enc_to_q.weight': (2 * latent_dim, units), 'h_enc_to_q.bias': (2 * latent_dim,),
-        'z_to_dec.weight': (4 * units, latent_dim), 'z_to_dec.bias': (4 * units,),
-        'h_dec_to_dec.weight': (4 * units, units),
-        'h_enc_0': (1, units), 'c_enc_0': (1, units), 'h_dec_0': (1, units), 'c_dec_0': (1, units),
-    }
-    if read_size is None:
-        shapes['x_to_enc.weight'] = 4 * units, pixels
-    else:
-        shapes.update({'read.window.weight': (5, units), 'read.window.bias': (5,)})
-    if write_size is None:
-        shapes.update({'write.image.weight': (pixels, units), 'write.image.bias': (pixels,)})
-    else:
-        shapes.update({'write.window.weight': (5, units), 'write.window.bias': (5,),
-                       'write.patch.weight': (write_size ** 2, units),
-                       'write.patch.bias': (write_size ** 2,)})
-    return shapes
-
-
-def random_parameters(sizes, seed=0, **dimensions):
+def random_parameters(net, seed=0, scale=0.4):
     """Random values for every parameter, float32 numbers held in float64."""
     rng = np.random.RandomState(seed)
-    return {name: rng.normal(scale=0.4, size=shape).astype(np.float32).astype(np.float64)
-            for name, shape in parameter_shapes(sizes, **dimensions).items()}
+    return {name: rng.normal(scale=scale, size=parameter.shape).astype(np.float32).astype(np.float64)
+            for name, parameter in net._collect_params_with_prefix().items()}
 
 
-def set_parameters(net, params):
+def set_parameters(net, values):
     for name, parameter in net._collect_params_with_prefix().items():
-        parameter.set_data(mx.nd.array(params[name]))
+        parameter.set_data(mx.nd.array(values[name]))
 
 
 def build_random(sizes, seed=0, hybridize=None, num_steps=T):
     """A network and its random parameters. `hybridize`: the options, or None for an imperative network."""
-    net, params = build(sizes, num_steps=num_steps), random_parameters(sizes, seed)
-    set_parameters(net, params)
+    net = build(sizes, num_steps=num_steps)
+    values = random_parameters(net, seed)
+    set_parameters(net, values)
     if hybridize is not None:
         net.hybridize(**hybridize)
-    return net, params
+    return net, values
 
 
 def random_inputs(batch=BATCH, pixels=PIXELS, num_steps=T, latent_dim=LATENT, seed=0):
@@ -104,16 +83,50 @@ def assert_same(actual, expected, rtol=1e-4, atol=1e-5, message=''):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=message)
 
 
-def train_forward_backward(net, loss, x, eps):
-    """Outputs and losses as NumPy arrays; leaves the gradient of the summed bound in the parameters."""
+def assert_close(found, expected, tolerance=2e-5):
+    """{name: array}: close up to a part of the largest number of each array."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * np.abs(array).max(), err_msg=str(name))
+
+
+def assert_equal(found, expected):
+    """{name: array}: equal to the bit."""
+    assert_close(found, expected, tolerance=0)
+
+
+def step(net, x, eps, forward=None, loss=None):
+    """{name: array} of outputs, losses, and gradients of the summed bound. `forward` computes the network."""
     x, eps = to_nd(x, eps)
     with autograd.record():
-        outputs = net(x, eps)
-        reconstruction, kl = loss(*outputs, x)
+        outputs = (forward or net)(x, eps)
+        reconstruction, kl = (loss or DRAWLoss())(*outputs, x)
         bound = reconstruction + kl
     bound.backward()
-    return [value.asnumpy() for value in (*outputs, reconstruction, kl)]
+    names = 'canvas', 'mu', 'log_sigma', 'reconstruction', 'kl'
+    found = {name: array.asnumpy() for name, array in zip(names, (*outputs, reconstruction, kl))}
+    return {**found, **gradients(net)}
 
 
 def gradients(net):
-    return {name: p.grad().asnumpy() for name, p in net._collect_params_with_prefix().items()}
+    return {name: p.grad().asnumpy() for name, p in net._collect_params_with_prefix().items() if p.grad_req != 'null'}
+
+
+def assert_gradients_of_the_equations(net, forward, values, x, eps, sizes):
+    """`forward`, which computes `net`, has the gradients of the float64 oracle, along a random direction of each
+    parameter."""
+    step(net, x, eps, forward)
+    rng = np.random.RandomState(7)
+
+    def bound(name, change):
+        outputs = oracle.forward({**values, name: values[name] + change}, x, eps, net.image_shape, **sizes)
+        return np.sum(oracle.loss(outputs['canvas'], outputs['mu'], outputs['log_sigma'], x))
+
+    for name, gradient in gradients(net).items():
+        direction = 1e-5 * rng.normal(size=gradient.shape)
+        slope = (bound(name, direction) - bound(name, -direction)) / 2
+        assert (gradient * direction).sum() == pytest.approx(slope, rel=5e-4, abs=1e-8), name
+
+
+def resident_mebibytes():
+    return int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2 ** 20

@@ -187,14 +187,26 @@ def test_huge_network_takes_no_memory(saved, little_memory):
 
 # Files that are damaged or foreign
 
-def test_every_truncation_and_every_changed_byte_is_refused(saved, net):
-    whole, rng = saved.read_bytes(), np.random.default_rng(0)
+def test_every_truncation_and_every_changed_byte_is_refused(saved, net, arrays, little_memory):
+    """A change under a right checksum is refused, or changes numbers, which stay finite and those of this network."""
+    whole, rng, loaded = saved.read_bytes(), np.random.default_rng(0), 0
     for length in range(0, len(whole), 3):
         saved.write_bytes(whole[:length])
         refusal(net)
     for at in range(0, len(whole), 3):
-        saved.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.integers(8)]) + whole[at + 1:])
+        changed = whole[:at] + bytes([whole[at] ^ 1 << rng.integers(8)]) + whole[at + 1:]
+        saved.write_bytes(changed)
         refusal(net)
+        saved.write_bytes(sign(changed))
+        try:
+            found, _ = params.load(PATH, net)
+        except params.cli.UserError:
+            refusal(net)
+            continue
+        loaded += 1
+        assert {name: array.shape for name, array in found.items()} == {name: a.shape for name, a in arrays.items()}
+        assert all(np.isfinite(array).all() for array in found.values())
+    assert 100 < loaded < len(whole) / 6
     for tail in (b'\0', b'x' * 7, b'\0' * 10000):
         saved.write_bytes(whole + tail)
         refusal(net)
@@ -227,16 +239,12 @@ def test_foreign_file_is_refused(net, arrays, kind, little_memory):
     assert not os.path.exists('trap')
 
 
-@pytest.mark.parametrize('dtype', ['float64', 'int32', 'int16', 'uint8', 'bool'])
-def test_other_types_are_refused(net, arrays, dtype):
-    params.save(PATH, net, {name: array.astype(dtype) for name, array in arrays.items()})
-    assert 'float32' in refusal(net)
-
-
-@pytest.mark.parametrize('number', [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_are_refused(net, arrays, number):
-    params.save(PATH, net, {**arrays, 'h_enc_to_q.bias': np.array([0, number], np.float32)})
-    assert 'h_enc_to_q.bias must hold finite' in refusal(net)
+@pytest.mark.parametrize('numbers', [
+    *(np.zeros(2, dtype) for dtype in ('float64', 'int32', 'int16', 'uint8', 'bool')),
+    *(np.array([0, number], np.float32) for number in (np.nan, np.inf, -np.inf))], ids=lambda array: f'{array}')
+def test_numbers_of_another_type_or_not_finite_are_refused(net, arrays, numbers):
+    params.save(PATH, net, {**arrays, 'h_enc_to_q.bias': numbers})
+    assert 'h_enc_to_q.bias must hold finite float32' in refusal(net)
 
 
 def claims(header):
@@ -245,13 +253,11 @@ def claims(header):
     name, right = header[at]
     start, end = right['data_offsets']
     wrong = {
-        'shape': [[2 ** 63 - 1], [2 ** 64 - 1, 2], [2 ** 64, 1], [10 ** 400], [2 ** 40, 2], [2 ** 33, 2 ** 31], [0, 2],
-                  [-1, -2], [1.5, 2], ['1', 2], [[1, 2]], [], [1] * 100, [0, 2 ** 63], None, 'text', {}, 2],
-        'data_offsets': [[start, end - 1], [start + 1, end], [start, end + 4], [start + 4, end + 4], [end, start],
-                         [start, 2 ** 63], [2 ** 64 - 8, 2 ** 64 - 1], [-8, 0], [start], [], None, 'text',
-                         [float(start), float(end)], [start, 10 ** 400], header[1][1]['data_offsets']],
-        'dtype': ['F64', 'I32', 'U32', 'BF16', 'F16', 'F8_E4M3', 'F8_E5M2', 'F4', 'BOOL', 'U8', 'C64', 'f32', '', None,
-                  3, [], {'F32': 1}, '\n', 'F32\0']}
+        'shape': [[2 ** 63 - 1], [2 ** 64 - 1, 2], [10 ** 400], [2 ** 33, 2 ** 31], [0, 2], [-1, -2], [1.5, 2],
+                  ['1', 2], [], [0, 2 ** 63], None, 'text', {}, 2],
+        'data_offsets': [[start, end - 1], [start + 1, end], [start, end + 4], [end, start], [2 ** 64 - 8, 2 ** 64 - 1],
+                         [-8, 0], [start], None, 'text', [start, 10 ** 400], header[1][1]['data_offsets']],
+        'dtype': ['F64', 'I32', 'BF16', 'F16', 'F8_E4M3', 'F4', 'f32', '', None, 3, [], {'F32': 1}, 'F32\0']}
     entries = [(name, {**right, key: other}) for key, others in wrong.items() for other in others]
     entries += [(name, other) for other in (None, 3, 'text', [], {}, {'shape': right['shape']})]
     entries += [(other, right) for other in ('', 'h_enc_1', 'x' * 100000, '\ud800', 'h_enc_0\n', '__metadata__')]
@@ -261,9 +267,9 @@ def claims(header):
     yield [*header, ('more', right)]  # of the same numbers
     yield [*header, (name, {**right, 'shape': right['shape'][::-1]})]  # twice, and the last one counts
     yield header[1:]
-    others = (None, 3, 'text', [], {}, *({'draw': text} for text in (
-        None, 3, {}, '', '[' * 100000, '9' * 5000, '{"sha256": 3}', '{"sha256": "\\ud800"}', '{"sha256": ""}')))
-    yield from ([('__metadata__', other), *header[1:]] for other in others)
+    metadata = None, 3, 'text', [], {}, *({'draw': text} for text in (
+        None, 3, '', '[' * 100000, '9' * 5000, '{"sha256": 3}', '{"sha256": "\\ud800"}', '{"sha256": ""}'))
+    yield from ([('__metadata__', other), *header[1:]] for other in metadata)
 
 
 def test_whatever_a_header_claims_is_refused(saved, net, arrays, little_memory):
@@ -286,37 +292,3 @@ def test_length_of_the_header(saved, net, length, little_memory):
 def test_enormous_file_is_not_read(saved, net, little_memory):
     os.truncate(PATH, 2 ** 33)  # a hole, which takes no room
     assert 'larger' in refusal(net)
-
-
-NUMBERS = [struct.pack(layout, number) for layout in ('<Q', '<I') for number in (0, 1, 2 ** 31, 2 ** 32 - 1)]
-
-
-def change_at_random(content, rng):
-    """The bytes with one part cut off, replaced, inserted, left out or moved."""
-    at, end = rng.integers(len(content) + 1, size=2).tolist()
-    number, short = NUMBERS[rng.integers(len(NUMBERS))], at + int(rng.integers(64))
-    return [content[:at], content[at:], content[:at] + rng.bytes(1) + content[at + 1:],
-            content[:at] + number + content[at + len(number):], content[:at] + rng.bytes(short - at) + content[at:],
-            content[:at] + content[short:], content[:at] + content[end:] + content[at:end],
-            content.replace(content[at:at + 1], rng.bytes(1), 3)][rng.integers(8)]
-
-
-@pytest.mark.parametrize('mutations', [1000, pytest.param(20000, marks=pytest.mark.exhaustive)])
-def test_random_changes_are_refused_or_harmless(saved, net, arrays, mutations, little_memory):
-    """Also of files whose checksum is right: then numbers may be other ones, but never another network's."""
-    rng, whole, loaded = np.random.default_rng(0), saved.read_bytes(), 0
-    for k in range(mutations):
-        content = whole
-        for _ in range(rng.integers(1, 4)):
-            content = change_at_random(content, rng)
-        saved.write_bytes(sign(content) if k % 2 else content)
-        try:
-            found, _ = params.load(PATH, net)
-        except params.cli.UserError:
-            refusal(net)
-            continue
-        loaded += 1
-        assert k % 2 or content == whole
-        assert {name: array.shape for name, array in found.items()} == {name: a.shape for name, a in arrays.items()}
-        assert all(np.isfinite(array).all() for array in found.values())
-    assert mutations / 100 < loaded < mutations / 2

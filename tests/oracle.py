@@ -82,37 +82,25 @@ def decode(params, z, h_dec, c_dec):
 
 
 def forward_one(params, x, eps, image_shape, read_size, write_size):
-    """`forward` for one image: x (B*A,), eps (T, Z)."""
+    """`forward` for one image: x (B*A,) or None, eps (T, Z)."""
     h_enc, c_enc, h_dec, c_dec = (params[name][0] for name in ('h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'))
-    canvas = np.zeros(x.size)
+    canvas = np.zeros(image_shape[0] * image_shape[1])
     steps = {'mu': [], 'log_sigma': [], 'canvases': [canvas], 'read_windows': [], 'write_windows': []}
     for eps_t in eps:
-        x_hat = x - sigmoid(canvas)  # Eqn. 3
-        r, read_window = read(params, x, x_hat, h_dec, image_shape, read_size)  # Eqn. 4
-        h_enc, c_enc = encode(params, r, h_dec, h_enc, c_enc)  # Eqn. 5
-        q = params['h_enc_to_q.weight'] @ h_enc + params['h_enc_to_q.bias']
-        mu, log_sigma = np.split(q, 2)  # Eqn. 1, 2: the second half is the log of the standard deviation
-        z = mu + np.exp(log_sigma) * eps_t  # Eqn. 6
-        h_dec, c_dec = decode(params, z, h_dec, c_dec)  # Eqn. 7
+        mu, log_sigma, read_window, z = None, None, None, eps_t  # Eqn. 13
+        if x is not None:
+            x_hat = x - sigmoid(canvas)  # Eqn. 3
+            r, read_window = read(params, x, x_hat, h_dec, image_shape, read_size)  # Eqn. 4
+            h_enc, c_enc = encode(params, r, h_dec, h_enc, c_enc)  # Eqn. 5
+            q = params['h_enc_to_q.weight'] @ h_enc + params['h_enc_to_q.bias']
+            mu, log_sigma = np.split(q, 2)  # Eqn. 1, 2: the second half is the log of the standard deviation
+            z = mu + np.exp(log_sigma) * eps_t  # Eqn. 6
+        h_dec, c_dec = decode(params, z, h_dec, c_dec)  # Eqn. 7, 14
         addition, write_window = write(params, h_dec, image_shape, write_size)
-        canvas = canvas + addition  # Eqn. 8
+        canvas = canvas + addition  # Eqn. 8, 15
         for name, value in (('mu', mu), ('log_sigma', log_sigma), ('canvases', canvas),
                             ('read_windows', read_window), ('write_windows', write_window)):
             steps[name].append(value)
-    return steps
-
-
-def generate_one(params, eps, image_shape, write_size):
-    """`generate` for one image: eps (T, Z)."""
-    h_dec, c_dec = params['h_dec_0'][0], params['c_dec_0'][0]
-    canvas = np.zeros(image_shape[0] * image_shape[1])
-    steps = {'canvases': [canvas], 'write_windows': []}
-    for z in eps:  # Eqn. 13
-        h_dec, c_dec = decode(params, z, h_dec, c_dec)  # Eqn. 14
-        addition, write_window = write(params, h_dec, image_shape, write_size)
-        canvas = canvas + addition  # Eqn. 15
-        steps['canvases'].append(canvas)
-        steps['write_windows'].append(write_window)
     return steps
 
 
@@ -123,32 +111,21 @@ def stack(images):
 
 
 def forward(params, x, eps, image_shape, read_size, write_size):
-    """The network on x (batch, B*A) with noise eps (T, batch, Z).
+    """The network on x (batch, B*A) with noise eps (T, batch, Z); without x (None), samples with eps as z.
 
     Returns a dict: canvas (batch, B*A) logits; mu, log_sigma (T, batch, Z); canvases (T+1, batch, B*A)
-    logits; read_windows, write_windows (T, batch, 5) or None.
+    logits; read_windows, write_windows (T, batch, 5). What there is not is None.
     """
-    outputs = stack([forward_one(params, x_n, eps[:, n], image_shape, read_size, write_size)
-                     for n, x_n in enumerate(x)])
+    outputs = stack([forward_one(params, None if x is None else x[n], eps[:, n], image_shape, read_size, write_size)
+                     for n in range(eps.shape[1])])
     outputs['canvas'] = outputs['canvases'][-1]
     return outputs
 
 
-def generate(params, eps, image_shape, write_size):
-    """Canvases (T+1, batch, B*A) logits and write windows (T, batch, 5) or None of eps (T, batch, Z) as z."""
-    outputs = stack([generate_one(params, eps[:, n], image_shape, write_size) for n in range(eps.shape[1])])
-    return outputs['canvases'], outputs['write_windows']
-
-
 def loss(canvas, mu, log_sigma, x):
     """Reconstruction (Eqn. 9) and KL (Eqn. 10, 11) of every image, each (batch,), in nats."""
-    p = sigmoid(canvas)
-    reconstruction = np.array([-np.sum(x_n * np.log(p_n) + (1 - x_n) * np.log(1 - p_n))
-                               for x_n, p_n in zip(x, p)])  # Eqn. 9
-    T, batch, latent_dim = mu.shape
-    kl = np.zeros(batch)
-    for n in range(batch):
-        for k in range(latent_dim):  # Eqn. 11 is for a scalar z: each dimension brings -T/2
-            mu_k, variance_k = mu[:, n, k], np.exp(log_sigma[:, n, k]) ** 2
-            kl[n] += 0.5 * np.sum(mu_k ** 2 + variance_k - np.log(variance_k)) - T / 2
-    return reconstruction, kl
+    p, variance = sigmoid(canvas), np.exp(log_sigma) ** 2
+    reconstruction = -np.sum(x * np.log(p) + (1 - x) * np.log(1 - p), axis=1)  # Eqn. 9
+    num_steps, _, latent_dim = mu.shape
+    kl = 0.5 * np.sum(mu ** 2 + variance - np.log(variance), axis=(0, 2)) - num_steps * latent_dim / 2
+    return reconstruction, kl  # Eqn. 11 is for a scalar z: each dimension brings -T/2

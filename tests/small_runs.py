@@ -15,11 +15,10 @@ SIZES = ['--dataset', 'images.npy', '-s', '2', '-u', '4', '-l', '2', '-b', '8', 
 ARGV = [*SIZES, '-t', '48', '-f', '16', '-v', '8', '--log_freq', '8', '--checkpoint_freq', '8']
 
 
-def write_images(path='images.npy', seed=0):
-    """70 images of 5x7: grey blobs on black. 50 are for training, 10 for validation, and 10 for testing."""
-    rng = np.random.default_rng(seed)
-    y, x = np.indices((5, 7))
-    centre = rng.uniform(1, 4, (2, 70, 1, 1))
+def write_images(path='images.npy', seed=0, shape=(5, 7), number=70):
+    """Images of grey blobs on black. Five sevenths are for training, one for validation, and one for testing."""
+    y, x = np.indices(shape) / (min(shape) / 5)
+    centre = np.random.default_rng(seed).uniform(1, 4, (2, number, 1, 1))
     np.save(path, (255 * np.exp(-0.5 * ((y - centre[0]) ** 2 + (x - centre[1]) ** 2))).astype(np.uint8))
 
 

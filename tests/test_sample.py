@@ -17,22 +17,20 @@ import sample
 from commands import GREEN, RED, colours_per_frame, command, frames
 from dataset import stream
 from dataset.load import load
-from idx import write_mnist
 from pictures import paint, render
 from runs import config, params
-from small_runs import ROOT, TIME_OUT, contents, refusal
+from small_runs import ROOT, TIME_OUT, contents, refusal, write_images
 
 T = 3
 
 
 def new_run(tmp_path_factory, *argv):
-    """The folder of a run with random parameters, large enough to paint something; its images are in ../data."""
+    """The folder of a run with random parameters, large enough to paint something; its images are beside it."""
     folder = tmp_path_factory.mktemp('run') / 'run'
-    (folder.parent / 'data').mkdir()
-    write_mnist(folder.parent / 'data')
     folder.mkdir()
+    write_images(folder.parent / 'images.npy', shape=(28, 28), number=210)
     args = config.parse_args(['-s', str(T), '-u', '8', '-l', '4', '-hh', '28', '-ww', '28',
-                              '--dataset', str(folder.parent / 'data'), *argv])
+                              '--dataset', str(folder.parent / 'images.npy'), *argv])
     files.write_json(folder / 'config.json', {'arguments': vars(args)})
     mx.random.seed(1)
     net = params.build_net(args)
@@ -65,7 +63,7 @@ def paintings_of(run, **what):
 
 
 def first_test_images(run, n):
-    grey = load(run.parent / 'data').splits['test'][:n]
+    grey = load(run.parent / 'images.npy').splits['test'][:n]
     return stream.evaluation_images(grey, 'dynamic').reshape(-1, 28, 28)
 
 
@@ -140,8 +138,7 @@ def test_grids(attention_run):
 
 
 @pytest.mark.parametrize('name', ['grid.gif', 'grid.png'])
-def test_grids_of_reconstructions(attention_run, monkeypatch, name):
-    monkeypatch.chdir(attention_run.parent)
+def test_grids_of_reconstructions(attention_run, name):
     paint_with(attention_run, '--reconstruct', '-n', '7', '--grid', name)
     for i, image in enumerate(first_test_images(attention_run, 7)):  # rows of five pairs, 28 pixels, gaps of 1 and 3
         top, left = i // 5 * 31 * 2, (i % 5 * 60 + 29) * 2
@@ -150,8 +147,7 @@ def test_grids_of_reconstructions(attention_run, monkeypatch, name):
 
 
 @pytest.mark.parametrize('reconstruct', [[], ['--reconstruct']], ids=['samples', 'reconstructions'])
-def test_steps(attention_run, monkeypatch, reconstruct):
-    monkeypatch.chdir(attention_run.parent)
+def test_steps(attention_run, reconstruct):
     paint_with(attention_run, '-n', '5', *reconstruct, '--scale', '2', '--steps', 'steps.png')
     paint_with(attention_run, '-n', '5', *reconstruct, '--scale', '2', '-o', 'gifs')
     page, = frames('steps.png')

@@ -54,8 +54,11 @@ BAD_RUNS = {
 
 
 @pytest.mark.parametrize('damage', BAD_RUNS.values(), ids=BAD_RUNS)
-def test_damaged_run(run, capsys, damage):
+def test_damaged_run(run, monkeypatch, capsys, damage):
+    """Before images are loaded."""
     damage(run)
-    for main, argv in (sample.main, ['-o', 'out']), (evaluate.main, []):
-        assert str(run) in refusal(capsys, main, run, *argv)
+    monkeypatch.setattr(train_mnist, 'load', None)
+    monkeypatch.setattr(evaluate, 'load_of_run', None)
+    for main, *argv in (sample.main, run, '-o', 'out'), (evaluate.main, run), (train_mnist.main, '--init', run):
+        assert str(run) in refusal(capsys, main, *argv)
     assert not os.path.exists('out') and not os.path.exists(run / 'evaluations')

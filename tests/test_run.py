@@ -1,6 +1,6 @@
 """A run's life: how it begins, what its folder holds, and that whatever ends it, it continues as if nothing had."""
 import errno
-import functools
+import itertools
 import json
 import os
 import resource
@@ -95,6 +95,14 @@ def assert_no_run():
     assert not os.path.exists('results') or os.listdir('results') == []
 
 
+def assert_nothing_is_lost(code, line, whole):
+    """A run that fails before its first step leaves no folder; a later one continues to the same end."""
+    if code == 2:
+        return assert_no_run()
+    assert code == 1 and not list(only_folder().rglob('*.tmp'))
+    assert_continues(line, whole)
+
+
 # A run from beginning to end
 
 def test_folder_of_a_complete_run(finished):
@@ -178,14 +186,10 @@ def test_run_that_a_signal_stops_continues_exactly(attentive, monkeypatch, capsy
     assert_continues(line, attentive)
 
 
-@pytest.mark.parametrize('phase', [*PHASES, 'samples'])
-def test_second_signal_ends_at_once(finished, monkeypatch, capsys, phase):
-    where = {**PHASES, 'samples': (paint, 'write_gifs', 1)}[phase]
+@pytest.mark.parametrize('where', [*[*PHASES.values()][1:], (paint, 'write_gifs', 1)], ids=str)
+def test_second_signal_ends_at_once(finished, monkeypatch, capsys, where):
     code, out, err = ending(monkeypatch, capsys, *where, send(TERM, INT))
     assert code == 130 and not err
-    if phase == 'first step':
-        assert out.splitlines()[-1] == 'Stopped before the first step.'
-        return assert_no_run()
     assert_continues(out.splitlines()[-1], finished)
 
 
@@ -198,10 +202,12 @@ def test_signals_at_the_very_end_stop_nothing(finished, monkeypatch, capsys, whe
     assert [signal.getsignal(number) for number in (INT, TERM, HUP)] == handlers
 
 
-@pytest.mark.parametrize('owner, name', [(train_mnist, 'load'), (params, 'build_net'), (Run, 'begin')])
-def test_ctrl_c_before_the_first_step_leaves_nothing(monkeypatch, capsys, owner, name):
+@pytest.mark.parametrize('owner, name', [
+    (train_mnist, 'load'), (params, 'build_net'), (Run, 'begin'), (Training, 'update')])
+def test_second_signal_before_the_first_step_leaves_nothing(monkeypatch, capsys, owner, name):
     code, out, err = ending(monkeypatch, capsys, owner, name, 1, send(INT, INT))
     assert code == 130 and not err and 'Continue' not in out
+    assert owner == train_mnist or out.splitlines()[-1] == 'Stopped before the first step.'
     assert_no_run()
 
 
@@ -253,41 +259,24 @@ def test_run_that_is_killed_at_random_moments_continues_exactly():
 
 # Stopped by a failure
 
-def no_room(name, number=1):
-    """`at_call`'s arguments: the disk is full when a file is about to get its name for the nth time."""
-    found = []
+def no_room(name, number):
+    """What fails, as on a full disk, when a file is about to get this name for the nth time."""
+    times = itertools.count(1)
 
     def fail(source, destination):
-        if str(destination).endswith(name):
-            found.append(name)
-            if len(found) == number:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
+        if str(destination).endswith(name) and next(times) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
 
-    def replace(source, destination):
-        fail(source, destination)
-        return original(source, destination)
-
-    original = os.replace
-    return replace
+    return fail
 
 
-@pytest.mark.parametrize('name, number, code', [
-    ('config.json', 1, 2), ('curves.csv', 1, 2), ('kl_per_step.csv', 1, 2), ('best.safetensors', 1, 1),
-    ('best.safetensors', 3, 1), ('checkpoint.safetensors', 1, 1), ('checkpoint.safetensors', 6, 1),
-    ('sample_3.gif', 1, 0), ('config.json', 2, 1), ('curves.png', 1, 0)])
-def test_full_disk_at_any_whole_file(finished, monkeypatch, capsys, name, number, code):
-    with monkeypatch.context() as patch:
-        patch.setattr(os, 'replace', no_room(name, number))
-        assert code_of(train_mnist.main, *ARGV) == code
-    out, err = capsys.readouterr()
-    line = one_line(err) if code else next(line for line in out.splitlines() if 'Note: ' in line)
-    assert f'{name}: No space left on device' in line or 'No space' in line and code == 0
-    if code == 2:
-        return assert_no_run()
-    assert not list(only_folder().rglob('*.tmp'))
-    if code == 1:
-        return assert_continues(line, finished)
-    assert config_of(only_folder())['validation'] == config_of(finished)['validation']
+@pytest.mark.parametrize('name, number', [
+    ('config.json', 1), ('curves.csv', 1), ('kl_per_step.csv', 1), ('best.safetensors', 1), ('best.safetensors', 3),
+    ('checkpoint.safetensors', 1), ('checkpoint.safetensors', 6), ('config.json', 2)])
+def test_full_disk_at_any_whole_file(finished, monkeypatch, capsys, name, number):
+    code, _, err = ending(monkeypatch, capsys, os, 'replace', None, no_room(name, number))
+    assert f'{name}: No space left on device' in one_line(err)
+    assert_nothing_is_lost(code, err, finished)
 
 
 @pytest.mark.parametrize('room, file', [(1000, 'config.json'), (5000, 'checkpoint.safetensors'), (13000, 'events')])
@@ -301,11 +290,21 @@ def test_full_disk_while_a_file_grows(attentive, capsys, room, file):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     line = one_line(capsys.readouterr().err)
     assert file in line and 'File too large' in line
-    assert code == (2 if file == 'config.json' else 1)
-    if code == 2:
-        return assert_no_run()
-    assert not list(only_folder().rglob('*.tmp'))
-    assert_continues(line, attentive)
+    assert_nothing_is_lost(code, line, attentive)
+
+
+@pytest.mark.parametrize('befalls, told', [
+    ((os, 'replace', None, no_room('sample_3.gif', 1)), 'the samples were not written'),
+    ((os, 'replace', None, no_room('curves.png', 1)), 'was not drawn'),
+    ((Log, 'result', 1, lambda *_: (only_folder() / 'samples').touch()), 'the samples were not written'),
+    ((Log, 'result', 1, lambda *_: (only_folder() / 'samples').symlink_to('../../mine')), 'is a symbolic link')],
+    ids=['no room for a sample', 'no room for the curves', 'samples is a file', 'samples is a link'])
+def test_pictures_that_cannot_be_written_keep_no_run_from_finishing(finished, monkeypatch, capsys, befalls, told):
+    os.mkdir('mine')
+    code, out, _ = ending(monkeypatch, capsys, *befalls)
+    note, = (line for line in out.splitlines() if line.startswith('Note: '))
+    assert code == 0 and told in note
+    assert config_of(only_folder())['validation'] == config_of(finished)['validation'] and os.listdir('mine') == []
 
 
 @pytest.mark.parametrize('error', [MemoryError('Unable to allocate 9 GiB'),
@@ -313,13 +312,8 @@ def test_full_disk_while_a_file_grows(attentive, capsys, room, file):
 @pytest.mark.parametrize('step', [1, 4])
 def test_what_mxnet_or_the_system_refuses_is_said(finished, monkeypatch, capsys, error, step):
     code, _, err = ending(monkeypatch, capsys, Training, 'update', step, fail_with(error))
-    line = one_line(err)
-    assert str(error).splitlines()[-1] in line
-    if step == 1:
-        assert code == 2
-        return assert_no_run()
-    assert code == 1
-    assert_continues(line, finished)
+    assert str(error).splitlines()[-1] in one_line(err) and code == (2 if step == 1 else 1)
+    assert_nothing_is_lost(code, err, finished)
 
 
 @pytest.mark.parametrize('step', [1, 4])
@@ -367,13 +361,6 @@ def test_gradient_that_is_not_finite_before_the_first_validation(monkeypatch, ca
     assert code == 1 and line.endswith('Try a smaller learning rate: -r 0.001')
 
 
-def test_rate_that_is_far_too_high_keeps_the_best_parameters(run, capsys):
-    best = (run / params.BEST).read_bytes()
-    assert resume(run, '-t', '4800', '-r', '1e25', '-f', '4800', '--lr_decay', '0') == 1
-    assert '--init' in one_line(capsys.readouterr().err) and (run / params.BEST).read_bytes() == best
-    params.load_net(run)
-
-
 def test_folder_that_is_deleted(monkeypatch, capsys):
     code, _, err = ending(monkeypatch, capsys, *PHASES['later step'], lambda *_: shutil.rmtree('results'))
     assert code == 1 and 'No such file' in one_line(err)
@@ -402,17 +389,6 @@ def test_output_that_nobody_reads_ends_no_run(finished, streams):
                           timeout=TIME_OUT)
     assert done.returncode == 0
     assert_same_end(only_folder(), finished)
-
-
-def test_pictures_that_cannot_be_written_keep_no_run_from_finishing(finished, monkeypatch, capsys):
-    """`samples` is a file, or a link that a stranger has lead elsewhere."""
-    os.mkdir('elsewhere')
-    for disturb in (Path.touch, lambda path: path.symlink_to(Path('elsewhere').absolute())):
-        act = functools.partial(lambda disturb, *_: disturb(only_folder() / 'samples'), disturb)
-        code, out, _ = ending(monkeypatch, capsys, Log, 'result', 1, act)
-        assert code == 0 and 'Note: the samples were not written: ' in out and os.listdir('elsewhere') == []
-        assert config_of(only_folder())['validation'] == config_of(finished)['validation']
-        shutil.rmtree('results')
 
 
 # Resumed
@@ -541,16 +517,6 @@ def test_run_from_a_model_continues_exactly(run, monkeypatch, capsys):
     shutil.rmtree(run)
     assert resume(only_folder('late')) == 0
     assert_same_end(only_folder('late'), whole)
-
-
-@pytest.mark.parametrize('damage', [
-    shutil.rmtree, lambda run: (run / 'config.json').write_text('{}'), lambda run: os.truncate(run / params.BEST, 0)],
-    ids=['gone', 'config', 'parameters'])
-def test_damaged_model_is_refused_before_images_are_loaded(run, monkeypatch, capsys, damage):
-    damage(run)
-    monkeypatch.setattr(train_mnist, 'load', None)
-    assert str(run) in refusal(capsys, train_mnist.main, '--init', run, '--logdir', 'new')
-    assert not os.path.exists('new')
 
 
 def test_batch_that_cannot_be_divided_is_refused(monkeypatch, capsys):

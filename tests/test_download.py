@@ -78,15 +78,6 @@ def test_only_what_is_needed_is_downloaded(mirror, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
 
 
-def test_the_home_folder_is_meant_by_a_tilde(mirror, tmp_path, monkeypatch):
-    mirror(FILES)
-    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-    monkeypatch.chdir(tmp_path)
-    facts = load('mnist', '~/mnist', splits=TRAINING).facts
-    assert os.listdir() == ['home']
-    assert facts['path'] == str(tmp_path / 'home' / 'mnist')
-
-
 OWN = {
     **dict.fromkeys([TRAIN, f'{TEST}.gz', 'train-images.idx3-ubyte', 'emnist-letters-train-images-idx3-ubyte.gz',
                      f'MNIST/raw/{TRAIN}'], lambda path: write_idx(path, numbered(6))),

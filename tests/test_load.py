@@ -36,11 +36,6 @@ def test_idx_files_under_any_usual_name(tmp_path, train, test):
         assert [len(splits[split]) for split in SPLITS] == [10, 2, 4]
 
 
-def test_a_compressed_file_without_its_suffix(tmp_path):
-    (tmp_path / TRAIN).write_bytes(gzip.compress(idx_bytes(numbered(14))))
-    assert every_number(tmp_path) == [*range(14)]
-
-
 @pytest.mark.parametrize('kind, dtype, scale', [(11, '>i2', 1), (12, '>i4', 1), (13, '>f4', 255), (14, '>f8', 255)])
 def test_idx_files_of_other_types(tmp_path, kind, dtype, scale):
     (tmp_path / TRAIN).write_bytes(idx_bytes(numbered(14) / scale, kind, dtype))
@@ -77,7 +72,7 @@ def test_rows_of_square_images_and_bools(tmp_path):
 def write_pictures(folder, images, suffix='.png'):
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f'{i:03}{suffix}', **({'quality': 100} if suffix == '.jpg' else {}))
+        Image.fromarray(image).save(folder / f'{i:03}{suffix}')
 
 
 def test_a_folder_of_pictures(tmp_path):
@@ -124,22 +119,17 @@ def test_transpose(tmp_path):
 
 # Sizes
 
-def test_images_keep_their_size_and_resizing_is_said(tmp_path):
-    write_idx(tmp_path / TRAIN, numbered(70, (16, 12)))
-    images = load(str(tmp_path))
-    assert images.shape == (16, 12)
-    assert images.lines == [f'50 training, 10 validation and 10 test images of 16x12 from {tmp_path}/',
-                            'The images were shuffled.']
-    images = load(str(tmp_path), image_shape=(28, 28), splits=['validation'])
-    assert images.splits['validation'].shape == (10, 784)
-    assert images.lines == [f'10 validation images of 28x28 from {tmp_path}/',
-                            'The images were resized from 16x12 and shuffled.']
-
-
-def test_the_line_names_a_path_as_it_is_typed_here(tmp_path, monkeypatch):
-    write_idx(tmp_path / 'data' / TRAIN, numbered(7))
+def test_images_keep_their_size_and_resizing_is_said(tmp_path, monkeypatch):
+    write_idx(tmp_path / 'data' / TRAIN, numbered(70, (16, 12)))
     monkeypatch.chdir(tmp_path)
-    assert load('data').lines[0] == '5 training, 1 validation and 1 test images of 28x28 from data/'
+    images = load('data')
+    assert images.shape == (16, 12)
+    assert images.lines == ['50 training, 10 validation and 10 test images of 16x12 from data/',
+                            'The images were shuffled.']
+    images = load('data', image_shape=(28, 28), splits=['validation'])
+    assert images.splits['validation'].shape == (10, 784)
+    assert images.lines == ['10 validation images of 28x28 from data/',
+                            'The images were resized from 16x12 and shuffled.']
 
 
 def test_pictures_of_several_sizes_need_a_size(tmp_path):
@@ -164,16 +154,13 @@ def test_resizing_averages_and_keeps_orientation(tmp_path, shape):
 # The split
 
 def test_files_sorted_by_class_give_mixed_splits(tmp_path):
-    classes = np.repeat(np.arange(10, dtype=np.uint8), 70)
-    images = numbered(700 // 10).repeat(10, axis=0)[:700]
-    images[:, 0, 0] = classes
+    images = numbered(10).repeat(70, axis=0)
     write_idx(tmp_path / TRAIN, images)
     splits = load(str(tmp_path)).splits
-    for rows in splits.values():
-        assert set(numbers(rows[:60])) == set(range(10))  # a validation or a test of the first images, too
     assert [len(splits[split]) for split in SPLITS] == [500, 100, 100]
     write_idx(tmp_path / TEST, images)
-    assert set(numbers(load(str(tmp_path)).splits['test'][:60])) == set(range(10))
+    for rows in (*splits.values(), load(str(tmp_path)).splits['test']):
+        assert set(numbers(rows[:60])) == {*range(10)}  # the first images alone show every class
 
 
 def test_the_permutation_is_fixed(tmp_path):
@@ -287,25 +274,6 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, name):
         signal.alarm(0)
     assert str(tmp_path / name) in line
     assert said in line
-
-
-def test_any_mutation_is_read_or_refused(tmp_path):
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / 'whole.npz', x_train=numbered(14, (5, 5)))
-    whole = {'a.npz': (tmp_path / 'whole.npz').read_bytes(), TRAIN: gzip.compress(idx_bytes(numbered(14, (5, 5))))}
-    refused = 0
-    for i in range(200):
-        name = list(whole)[i % 2]
-        content = bytearray(whole[name])
-        for at in rng.integers(len(content), size=3):
-            content[at] = rng.integers(256)
-        (tmp_path / name).write_bytes(content)
-        try:
-            assert load(str(tmp_path / name)).shape
-        except DataError as error:
-            assert str(error).isprintable()
-            refused += 1
-    assert refused > 150
 
 
 def test_a_path_without_images(tmp_path):

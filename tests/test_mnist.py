@@ -19,17 +19,13 @@ def small(monkeypatch):
     monkeypatch.setitem(mnist.CHECKSUMS, 'mnist', {split: sha256(images) for split, images in IMAGES.items()})
 
 
-@pytest.mark.parametrize('train, test', [
-    (TRAIN, f'{TEST}.gz'), ('train-images.idx3-ubyte', 't10k-images.idx3-ubyte'), (f'raw/{TRAIN}.gz', f'raw/{TEST}'),
-    (f'MNIST/raw/{TRAIN}', f'MNIST/raw/{TEST}')])
-def test_last_sixth_of_the_training_file_is_validation(small, tmp_path, train, test):
-    write_idx(tmp_path / train, IMAGES['train'])
-    write_idx(tmp_path / test, IMAGES['test'])
+def test_last_sixth_of_the_training_file_is_validation(small, tmp_path):
+    write_idx(tmp_path / 'MNIST/raw' / TRAIN, IMAGES['train'])
+    write_idx(tmp_path / 'MNIST/raw' / f'{TEST}.gz', IMAGES['test'])
     images = load('mnist', tmp_path)
     assert {split: numbers(rows) for split, rows in images.splits.items()} == {
         'train': [*range(20)], 'validation': [*range(20, 24)], 'test': [*range(100, 105)]}
-    assert all(rows.dtype == np.uint8 for rows in images.splits.values())
-    assert images.shape == (28, 28)
+    assert all(rows.dtype == np.uint8 for rows in images.splits.values()) and images.shape == (28, 28)
     assert images.lines == [f'20 training, 4 validation and 5 test images of 28x28 from {tmp_path}/ (MNIST)']
 
 

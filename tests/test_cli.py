@@ -62,14 +62,6 @@ def test_an_error_is_one_line_whatever_it_names(capsys):
     assert capsys.readouterr().err == 'sample.py: error: two\\nlines \\x1b[31m\n'
 
 
-@pytest.mark.parametrize('redirection', ['>/dev/full', '>&- 2>&-'])
-def test_commands_without_output(run, redirection):
-    argv = ['bash', '-c', f'"$@" {redirection}', '', *command('evaluate.py', run, '-n', '2')]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIME_OUT)
-    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
-    assert len(os.listdir(run / 'evaluations')) == 1
-
-
 def test_the_bar_fits_80_columns(workplace, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

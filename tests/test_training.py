@@ -86,7 +86,8 @@ def test_training_is_that_of_a_loop_written_by_hand(attention, num_contexts, fus
     before = params.arrays_of(by_hand.net)
     norms = train_by_hand(by_hand, images, 5)
     assert min(norms) > 2.5  # all are clipped
-    training, *data = start(*argv, '-f', '16', '-v', '5', '--fused', fused, num_contexts=num_contexts)
+    training, *data = start(*argv, '-f', '16', '-v', '5', '--fused', fused, num_contexts=num_contexts,
+                            group=Alone('local'))
     run = Recorder()
     train_mnist.train(training, *data, run)
     after = params.arrays_of(training.net)
@@ -113,15 +114,6 @@ def test_weight_of_the_kl_grows_to_1():
     for training.seen in range(0, 48, BATCH):
         weights.append(training.kl_weight())
     assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
-
-
-def test_initial_parameters_depend_on_the_seed_alone():
-    found = []
-    for k, seed in enumerate('334'):
-        mx.random.seed(k)  # what happened before does not count
-        found.append(params.arrays_of(start('--seed', seed)[0].net))
-    assert_close(found[0], found[1], rtol=0)
-    assert abs(found[0]['z_to_dec.weight'] - found[2]['z_to_dec.weight']).max() > 1e-3
 
 
 def test_workers_and_devices_share_what_one_would_get():

@@ -8,16 +8,14 @@ from pathlib import Path
 
 from system import cli
 
-import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import gluon
 from safetensors.numpy import load_file
 
 import train_mnist
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import ROOT, SIZES, TIME_OUT, checkpoint_of, config_of, new_folder, one_line, only_folder, resume
+from small_runs import ROOT, SIZES, TIME_OUT, checkpoint_of, config_of, new_folder, only_folder, resume
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps
@@ -25,23 +23,6 @@ SCRIPT = ROOT / 'train_mnist.py'
 
 
 # A group
-
-@pytest.mark.parametrize('kvstore', ['local', 'device'])
-def test_gradients_of_several_contexts(kvstore):
-    contexts = [mx.cpu(0), mx.cpu(1)]
-    parameters = [gluon.Parameter(name, shape=(2,)) for name in 'ab']
-    for parameter in parameters:
-        parameter.initialize(ctx=contexts)
-    with workers.join(kvstore, 60) as group:
-        for step in (1, 2):  # the first one also sets the KVStore up
-            for number, parameter in enumerate(parameters):
-                for context in contexts:
-                    parameter.grad(context)[:] = 10 * number + step * (1 + context.device_id)
-            group.sum_gradients(parameters)
-            for number, parameter in enumerate(parameters):
-                assert [gradient.asnumpy().tolist() for gradient in parameter.list_grad()] == 2 * [
-                    2 * [20 * number + 3 * step]]
-
 
 # What each of three workers gets; all but worker 0 print to nobody and have a temporary folder.
 MEMBER = '''
@@ -105,15 +86,6 @@ def test_bad_environment(monkeypatch, environment, kvstore, reason):
         monkeypatch.setenv(name, value)
     with pytest.raises(cli.UserError, match=reason):
         workers.join(kvstore, 60)
-
-
-@pytest.mark.parametrize('name', ['sample.py', 'evaluate.py', 'train_mnist.py'])
-def test_commands_are_no_parameter_servers(name):
-    for role in 'server', 'scheduler':
-        done = subprocess.run([sys.executable, ROOT / name, '--help'], env={**os.environ, 'DMLC_ROLE': role},
-                              capture_output=True, text=True, timeout=TIME_OUT)
-        assert done.returncode == 2
-        assert one_line(done.stderr).startswith(f'{name}: error: unset the environment variable DMLC_ROLE')
 
 
 # Exactness: 20 steps with the same images and the same noise
@@ -232,13 +204,6 @@ def test_death_of_one_ends_the_training(workplace, rank):
     assert output.count(f'worker {rank} ended with exit code 137; all others were ended too') == 1
     assert 'Traceback' not in output
     assert_continues(only_folder('results'))
-
-
-@pytest.mark.exhaustive
-def test_refusal_is_one_line(workplace):
-    done = launched(2, SCRIPT, *ARGV, *DIST, '--dataset', 'nothing')
-    assert done.returncode == 2 and done.stderr.count('nothing') == 1
-    assert len(done.stderr.splitlines()) == 2 and 'worker 0 ended with exit code 2' in done.stderr
 
 
 @pytest.mark.exhaustive

@@ -12,16 +12,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
+
+from commands import wait_for
+from small_runs import TIME_OUT
 
 _CHROMIUM = ('chromium', 'chromium-browser', 'google-chrome')
 _FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-quic', '--no-first-run',
           '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars')
 _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-TIME_OUT = 120  # seconds, for everything that is waited for
 
 
 def missing():
@@ -44,15 +45,6 @@ def served(argv, pattern):
             yield wait_for(found, lambda: process.poll() is None).group(1)
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-
-
-def wait_for(function, alive=lambda: True):
-    """What `function` returns once that is true."""
-    deadline = time.monotonic() + TIME_OUT
-    while not (value := function()):
-        assert alive() and time.monotonic() < deadline, f'{function.__name__} is still {value!r}'
-        time.sleep(0.2)
-    return value
 
 
 @contextlib.contextmanager

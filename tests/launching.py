@@ -3,9 +3,9 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from commands import wait_for
 from small_runs import TIME_OUT
 
 
@@ -37,13 +37,6 @@ def running(line, is_ready):
     assert_no_process_is_left()
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def processes():
     """{process: words of its command line} of all that work in this folder."""
     found = {}
@@ -56,7 +49,7 @@ def processes():
 
 
 def assert_no_process_is_left():
-    wait_for(lambda: not processes(), seconds=10)
+    wait_for(lambda: not processes())
 
 
 def find(*words, guard=False):

@@ -1,4 +1,4 @@
-"""Small networks with random parameters, and their inputs, for the tests of core.py and of the fused operator."""
+"""Small networks with random parameters, their inputs and steps, and how arrays are compared."""
 from pathlib import Path
 
 import mxnet as mx

@@ -9,6 +9,7 @@ from PIL import Image
 
 import sample
 from assets import make
+from networks import assert_equal
 from pictures import curves
 from runs import params
 from small_runs import config_of, refusal
@@ -45,8 +46,7 @@ def test_everything_of_a_run(made, run, tmp_path):
 def test_the_model_is_compact_and_names_no_path_of_this_machine(made, run):
     make.compact_model(str(run), made / 'model')
     own, whole = (params.arrays_of(params.load_net(str(folder))) for folder in (made / 'model', run))
-    for name in whole:
-        np.testing.assert_array_equal(own[name], whole[name].astype('float16').astype('float32'))
+    assert_equal(own, {name: array.astype('float16').astype('float32') for name, array in whole.items()})
     assert (made / 'model' / 'best.safetensors').stat().st_size < 0.7 * (run / 'best.safetensors').stat().st_size
     config = config_of(made / 'model')
     dataset = config['arguments'].pop('dataset'), config['images'].pop('dataset')  # a path: these are own images

@@ -8,8 +8,8 @@ import pytest
 import evaluate
 import sample
 import train_mnist
-from commands import script
-from small_runs import ARGV, change_config, one_line, refusal
+from commands import python
+from small_runs import ARGV, ROOT, change_config, one_line, refusal
 
 
 @pytest.mark.parametrize('logdir', ['file', 'file/logs', 'file/logs/deep'])
@@ -27,7 +27,7 @@ def test_images_that_are_not_there(workplace, capsys, path):
 
 
 def test_bad_input_of_a_process(workplace):
-    done = script('train_mnist.py', '--dataset', 'nowhere', cwd=workplace)
+    done = python(ROOT / 'train_mnist.py', '--dataset', 'nowhere')
     assert done.returncode == 2 and one_line(done.stderr).startswith('train_mnist.py: error: ')
 
 

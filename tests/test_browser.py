@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import browser
+from commands import wait_for
 from small_runs import train
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=f'{browser.missing()}')
@@ -35,8 +36,8 @@ def test_first_view(workplace):
     shutil.move(train('--attention', '-s', '10'), 'results/run')
     with browser.tensorboard('results', 'run') as (url, _), browser.browser(size=(1600, 2300)) as page:
         page.open(url)
-        browser.wait_for(lambda: sum(map(has_two_curves, pixels(page, 'line-chart .series-view'))) == len(CHARTS))
-        browser.wait_for(lambda: sum(width > 100 for width in page.run(
+        wait_for(lambda: sum(map(has_two_curves, pixels(page, 'line-chart .series-view'))) == len(CHARTS))
+        wait_for(lambda: sum(width > 100 for width in page.run(
             'return [...document.images].map(image => image.naturalWidth)')) == len(PICTURES))
         text = re.sub(r'\s', '', page.run('return document.body.innerText'))
         places = [text.find(name) for name in [*CHARTS, *PICTURES, *CLOSED]]

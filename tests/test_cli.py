@@ -4,34 +4,17 @@ import os
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import time
+import types
 
 from system import cli
 
 import pytest
 
 import train_mnist
-from commands import command, script
+from commands import python, started
 from small_runs import ARGV, ROOT, TIME_OUT, one_line, train
-
-
-class Notebook:
-    """As Jupyter's OutStream was: no encoding, no file descriptor, no reconfigure."""
-
-    def __init__(self):
-        self.written = ''
-
-    def write(self, text):
-        self.written += text
-
-    def flush(self):
-        pass
-
-    def isatty(self):
-        return False
-
 
 # Output
 
@@ -56,10 +39,12 @@ def test_every_file_name_can_be_shown(encoding, shown):
     assert stream.buffer.getvalue().decode(encoding) == f'{shown}\n'
 
 
-def test_an_error_is_one_line_whatever_it_names(capsys):
-    with pytest.raises(SystemExit), cli.one_line(cli.Parser('sample.py')):
-        raise cli.UserError('two\nlines \x1b[31m')
-    assert capsys.readouterr().err == 'sample.py: error: two\\nlines \\x1b[31m\n'
+@pytest.mark.parametrize('error, line', [
+    (cli.UserError('two\nlines \x1b[31m'), 'two\\nlines \\x1b[31m'), (MemoryError(), 'MemoryError')])
+def test_an_error_is_one_line_whatever_it_names(capsys, error, line):
+    with pytest.raises(SystemExit) as end, cli.one_line(cli.Parser('sample.py')):
+        raise error
+    assert end.value.code == 2 and capsys.readouterr().err == f'sample.py: error: {line}\n'
 
 
 def test_the_bar_fits_80_columns(workplace, monkeypatch):
@@ -87,19 +72,20 @@ def test_the_time_to_go_includes_the_final_validation(workplace, monkeypatch, ca
 
 # A notebook
 
-@pytest.mark.parametrize('name, argv', [('train_mnist.py', ARGV), ('sample.py', ['RUN', '-n', '1']),
-                                        ('evaluate.py', ['RUN', '-n', '2'])])
-def test_commands_run_in_a_notebook(run, monkeypatch, name, argv):
+@pytest.mark.parametrize('script, argv', [('train_mnist.py', ARGV), ('sample.py', ['RUN', '-n', '1']),
+                                          ('evaluate.py', ['RUN', '-n', '2'])])
+def test_commands_run_in_a_notebook(run, monkeypatch, script, argv):
     """As Jupyter's %run does: the process goes on, with its own handlers of signals."""
-    out, err = Notebook(), Notebook()
+    out, err = [], []
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(sys, 'argv', [name, *(str(run) if word == 'RUN' else word for word in argv)])
+    monkeypatch.setattr(sys, 'argv', [script, *(str(run) if word == 'RUN' else word for word in argv)])
     monkeypatch.setattr(sys, 'ps1', 'In : ', raising=False)
-    monkeypatch.setattr(sys, 'stdout', out)
-    monkeypatch.setattr(sys, 'stderr', err)
+    for name, texts in ('stdout', out), ('stderr', err):  # Jupyter's OutStream had no encoding and no reconfigure
+        stream = types.SimpleNamespace(write=texts.append, flush=lambda: None, isatty=lambda: False)
+        monkeypatch.setattr(sys, name, stream)
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / name), run_name='__main__')
-    assert not end.value.code and out.written and not err.written
+        runpy.run_path(str(ROOT / script), run_name='__main__')
+    assert not end.value.code and out and not err
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -107,8 +93,7 @@ def test_commands_run_in_a_notebook(run, monkeypatch, name, argv):
 
 @pytest.mark.parametrize('number, times', [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_signals_end_an_evaluation_without_a_word(run, number, times):
-    with subprocess.Popen(command('evaluate.py', run, '-k', '1e6'), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
+    with started('evaluate.py', run, '-k', '1e6') as process:
         assert 'shuffled' in process.stdout.readline() + process.stdout.readline()
         for _ in range(times):
             time.sleep(0.1)
@@ -120,12 +105,5 @@ def test_signals_end_an_evaluation_without_a_word(run, number, times):
 
 @pytest.mark.parametrize('name, argv', [('evaluate.py', ['RUN']), ('train_mnist.py', ['--resume', 'RUN', '-t', '64'])])
 def test_an_error_of_mxnet_is_what_mxnet_said(run, name, argv):
-    done = script(name, *(run if word == 'RUN' else word for word in argv),
-                  env={**os.environ, 'MXNET_ENGINE_TYPE': 'None'})
+    done = python(ROOT / name, *(run if word == 'RUN' else word for word in argv), MXNET_ENGINE_TYPE='None')
     assert done.returncode == 2 and one_line(done.stderr) == f'{name}: error: MXNetError: Cannot find Engine None'
-
-
-def test_without_memory(monkeypatch, capsys):
-    with pytest.raises(SystemExit) as end, cli.one_line(cli.Parser('sample.py')):
-        raise MemoryError
-    assert end.value.code == 2 and capsys.readouterr().err == 'sample.py: error: MemoryError\n'

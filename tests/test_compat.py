@@ -4,7 +4,6 @@ import io
 import os
 import re
 import signal
-import subprocess
 import sys
 import types
 
@@ -12,14 +11,9 @@ from system import compat, devices
 
 import pytest
 
-from commands import ROOT
+from commands import ROOT, python
 
 SCRIPTS = 'train_mnist.py', 'sample.py', 'evaluate.py'
-
-
-def python(*argv, folder=ROOT, **environment):
-    return subprocess.run([sys.executable, *map(str, argv)], cwd=folder, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, **environment})
 
 
 # What a script says on another machine
@@ -76,12 +70,13 @@ def test_an_import_fails(tmp_path, name):
 def test_a_library_raises_import_error():
     """It can be caught, in a notebook, say."""
     code = f'{MISSING.format("mxnet")}\ntry:\n    import core\nexcept ImportError as error:\n    print(error)'
-    done = python('-c', code)
+    done = python('-c', code, folder=ROOT)
     assert done.returncode == 0 and 'has no mxnet' in done.stdout and not done.stderr
 
 
 def test_import_says_nothing_and_reads_no_command_line(tmp_path):
-    done = python('-c', 'import core, mxnet, runs.log; print(mxnet.nd.ones(3).sum().asscalar())', '--resume', 'nowhere')
+    code = 'import core, mxnet, runs.log; print(mxnet.nd.ones(3).sum().asscalar())'
+    done = python('-c', code, '--resume', 'nowhere', folder=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, '3.0\n', '')
 
 

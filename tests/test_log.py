@@ -3,8 +3,6 @@ import errno
 import io
 import os
 import re
-import subprocess
-import sys
 import time
 import urllib.parse
 from pathlib import Path
@@ -15,6 +13,7 @@ from PIL import Image
 
 import browser
 import train_mnist
+from commands import python, wait_for
 from dataset.load import load
 from dataset.stream import evaluation_images
 from pictures import curves, paint
@@ -25,7 +24,6 @@ from runs.training import Training
 from small_runs import (
     ARGV,
     ROOT,
-    TIME_OUT,
     assert_same_end,
     at_call,
     checkpoint_of,
@@ -73,11 +71,6 @@ def log(tmp_path):
     log = Log(str(tmp_path), ARGUMENTS)
     yield log
     log.close()
-
-
-def python(program, *argv, **kwargs):
-    return subprocess.run([sys.executable, '-X', 'dev', '-W', 'ignore', '-c', program, *map(str, argv)], text=True,
-                          capture_output=True, timeout=TIME_OUT, **kwargs)
 
 
 def read_curves(folder, split):
@@ -161,8 +154,8 @@ def test_event_files_are_in_order_though_the_clock_was_set_back(tmp_path, monkey
 
 
 def test_mxboard_that_cannot_be_imported_is_one_line():
-    done = python('import tensorboard.compat.proto.event_pb2, runpy; runpy.run_path("train_mnist.py", {}, "__main__")',
-                  cwd=ROOT)
+    code = 'import tensorboard.compat.proto.event_pb2, runpy; runpy.run_path("train_mnist.py", {}, "__main__")'
+    done = python('-c', code, folder=ROOT)
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
     assert "pip install 'protobuf<3.21'" in done.stderr and 'tensorboard' in done.stderr
 
@@ -215,11 +208,10 @@ def test_view_leaves_out_the_start_and_nothing_else(log, tmp_path):
 def test_backend_in_the_environment_costs_no_curves(log, tmp_path, backend):
     """That of a Jupyter kernel, which need not be installed here. One that matplotlib knows stays in force."""
     log.bound('train', 16, 3., 2.)
-    done = python('import os, sys; from pictures import curves; picture = curves.png(curves.read("curves.csv"))\n'
-                  'open("own.png", "wb").write(picture); import matplotlib\n'
-                  'print("matplotlib.pyplot" in sys.modules, os.environ["MPLBACKEND"], matplotlib.get_backend())',
-                  cwd=tmp_path, env={**os.environ, 'MPLBACKEND': backend})
-    loaded, environment, used = done.stdout.split()
+    code = ('import os, sys; from pictures import curves; picture = curves.png(curves.read("curves.csv"))\n'
+            'open("own.png", "wb").write(picture); import matplotlib\n'
+            'print("matplotlib.pyplot" in sys.modules, os.environ["MPLBACKEND"], matplotlib.get_backend())')
+    loaded, environment, used = python('-c', code, folder=tmp_path, MPLBACKEND=backend).stdout.split()
     assert (loaded, environment) == ('False', backend) and (used == 'svg' or backend != 'svg')
     log.save_curves()
     assert (tmp_path / 'own.png').read_bytes() == (tmp_path / 'curves.png').read_bytes()
@@ -231,7 +223,7 @@ def test_backend_in_the_environment_costs_no_curves(log, tmp_path, backend):
 def tensorboard(request, logdir):
     """Ask TensorBoard, with its fast reader and with the one in Python: a function from a path and its query."""
     with browser.tensorboard(logdir, 'resumed', '--load_fast', request.param) as (_, ask):
-        browser.wait_for(lambda: RESULT in ask('plugin/scalars/tags').get('whole/validation', ()))
+        wait_for(lambda: RESULT in ask('plugin/scalars/tags').get('whole/validation', ()))
         yield ask
 
 

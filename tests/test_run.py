@@ -19,7 +19,9 @@ import pytest
 
 import sample
 import train_mnist
+from commands import python, started
 from dataset.load import load
+from networks import assert_equal
 from pictures import curves, paint
 from runs import config, params
 from runs import run as runs_run
@@ -144,7 +146,8 @@ def test_run_ends_with_its_best_parameters(monkeypatch):
     np.testing.assert_array_equal(validations[-1][0], grey > 127)
     (_, first), *_, (_, last), (_, final) = validations
     best = params.arrays_of(params.load_net(str(folder)))
-    assert all((best[name] == first[name]).all() and (best[name] == final[name]).all() for name in best)
+    assert_equal(best, first)
+    assert_equal(best, final)
     assert any((best[name] != last[name]).any() for name in best)
     assert code_of(sample.main, folder, '-o', 'out') in (None, 0)
     assert contents('out') == contents(folder / 'samples')
@@ -231,8 +234,7 @@ def test_hangup_is_ignored_under_nohup(finished, monkeypatch, capsys):
 
 
 def test_ctrl_c_of_a_process():
-    command = [sys.executable, ROOT / 'train_mnist.py', *ARGV, '-t', '1e9', '-f', '1e6', '--log_freq', '1e6']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started('train_mnist.py', *ARGV, '-t', '1e9', '-f', '1e6', '--log_freq', '1e6') as process:
         try:
             assert any('Run folder' in line for line in process.stdout)
             process.send_signal(INT)
@@ -247,8 +249,7 @@ def test_ctrl_c_of_a_process():
 
 def test_run_that_is_killed_at_random_moments_continues_exactly():
     """SIGKILL: nothing is refused, at most what follows the last checkpoint is lost, and the end is the same."""
-    done = subprocess.run([sys.executable, ROOT / 'tests' / 'kill.py', '10'], capture_output=True, text=True,
-                          timeout=TIME_OUT)
+    done = python(ROOT / 'tests' / 'kill.py', '10')
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result['refusals'] == 0 and result['codes'] == [0, 0], Path('output.txt').read_text()[-2000:]
@@ -337,8 +338,7 @@ def test_bound_that_is_not_finite_touches_no_parameter(finished, monkeypatch, ca
     line = one_line(err)
     assert code == 1 and 'not finite after 24 training samples' in line
     training, before = found[0]
-    for name, array in params.arrays_of(training.net).items():
-        np.testing.assert_array_equal(array, before[name], err_msg=name)
+    assert_equal(params.arrays_of(training.net), before)
     argv = words_after('start from them with: ', line)
     assert argv == ['--init', str(only_folder()), '-r', '0.001']
     assert config.parse_args(argv).learning_rate == 0.001
@@ -499,8 +499,7 @@ def test_init_takes_the_parameters_and_nothing_else(run, monkeypatch):
         at_call(patch, Training, 'update', 1, look)
         folder = train('--init', run, '--seed', '5', '--binarization', 'static', logdir='new')
     (arrays, seen, best_bound), = found
-    for name, array in given.items():
-        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+    assert_equal(arrays, given)
     assert seen == 0 and best_bound == np.inf and checkpoint_of(folder)[1]['num_updates'] == 6
     assert config_of(folder)['arguments']['init'] == str(Path.cwd() / run)
 

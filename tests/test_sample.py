@@ -2,8 +2,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 from system import files
@@ -14,7 +12,7 @@ import pytest
 from PIL import Image
 
 import sample
-from commands import GREEN, RED, colours_per_frame, command, frames
+from commands import GREEN, RED, colours_per_frame, frames, started, wait_for
 from dataset import stream
 from dataset.load import load
 from pictures import paint, render
@@ -209,11 +207,8 @@ def test_canvases_that_are_not_finite_leave_nothing(attention_run, capsys, argv)
 
 
 def test_termination_leaves_whole_files_and_no_word(plain_run):
-    with subprocess.Popen(command('sample.py', plain_run, '-n', '100000', '-o', 'out'), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + TIME_OUT
-        while not Path('out/sample_0.gif').exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+    with started('sample.py', plain_run, '-n', '100000', '-o', 'out') as process:
+        wait_for(Path('out/sample_0.gif').exists)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=TIME_OUT) == ('', '') and process.returncode == 130
     for path in Path('out').iterdir():

@@ -2,8 +2,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from system import cli
@@ -13,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import train_mnist
+from commands import python
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import ROOT, SIZES, TIME_OUT, checkpoint_of, config_of, new_folder, only_folder, resume
+from small_runs import ROOT, SIZES, checkpoint_of, config_of, new_folder, only_folder, resume
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps
@@ -244,6 +243,5 @@ def test_process_that_stands_still_is_given_up(workplace, victim, finished):
 
 def test_no_scheduler(workplace):
     Path('stepping.py').write_text(STEPPING)
-    done = subprocess.run([sys.executable, 'stepping.py'], capture_output=True, text=True, timeout=TIME_OUT,
-                          env={**os.environ, **WORKER, 'DMLC_TASK_ID': '0'})
+    done = python('stepping.py', **WORKER, DMLC_TASK_ID='0')
     assert done.returncode == 1 and 'heard nothing from the others' in done.stderr

@@ -1,6 +1,7 @@
-"""The flags: names, defaults, help, and what is refused before work starts."""
+"""The flags: names, defaults, help, and bad input, which is refused with one line before work starts."""
 import os
 import re
+import shutil
 from pathlib import Path
 
 from system import cli
@@ -11,8 +12,9 @@ import pytest
 import evaluate
 import sample
 import train_mnist
+from commands import python
 from runs import config
-from small_runs import refusal
+from small_runs import ARGV, ROOT, change_config, one_line, refusal
 
 FLAGS = {  # of train_mnist.py: short name and default
     'batch_size': ('-b', 64), 'input_height': ('-hh', None), 'input_width': ('-ww', None), 'num_steps': ('-s', 64),
@@ -83,8 +85,8 @@ def test_numbers(capsys, flag):
         found = [value for value in vars(parse(flag, text)).values() if value == number and type(value) is type(number)]
         assert found, text
     for text in refused:
-        assert flag in refusal(capsys, train_mnist.main, f'{flag}={text}' if flag[1] == '-' else flag, *(
-            [] if flag[1] == '-' else [text])), text
+        words = [f'{flag}={text}'] if flag.startswith('--') else [flag, text]
+        assert flag in refusal(capsys, train_mnist.main, *words), text
 
 
 @pytest.mark.parametrize('argv, reason', [
@@ -106,3 +108,53 @@ def test_gpus(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(mx.runtime.Features, 'is_enabled', lambda features, name: True)
         line = refusal(capsys, sample.main, '--gpu')  # a GPU that is not there, or that MXNet has no kernels for
         assert 'MXNet cannot use GPU 0 of 0' in line and 'compute capability 5.0 to 8.9' in line
+
+
+@pytest.mark.parametrize('logdir', ['file', 'file/logs', 'file/logs/deep'])
+def test_logdir_that_cannot_be_written(workplace, capsys, logdir):
+    Path('file').write_text('mine')
+    assert logdir in refusal(capsys, train_mnist.main, *ARGV, '--logdir', logdir)
+    assert Path('file').read_text() == 'mine' and sorted(os.listdir()) == ['file', 'images.npy']
+
+
+@pytest.mark.parametrize('path', ['nowhere', 'file', 'file/data'])
+def test_images_that_are_not_there(workplace, capsys, path):
+    Path('file').write_text('mine')
+    assert path in refusal(capsys, train_mnist.main, *ARGV, '--dataset', path)
+    assert not os.path.exists('results') or not os.listdir('results')
+
+
+def test_bad_input_of_a_process(workplace):
+    done = python(ROOT / 'train_mnist.py', '--dataset', 'nowhere')
+    assert done.returncode == 2 and one_line(done.stderr).startswith('train_mnist.py: error: ')
+
+
+def rewrite(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def remove_parameters(folder):
+    for path in folder.glob('*.safetensors'):
+        path.unlink()
+
+
+BAD_RUNS = {
+    'no folder': shutil.rmtree,
+    'a file': lambda folder: (shutil.rmtree(folder), folder.write_text('mine')),
+    'no config': lambda folder: (folder / 'config.json').unlink(),
+    'config cut short': rewrite('config.json', lambda content: content[:-20]),
+    'config of a larger network': lambda folder: change_config(folder, {'num_recurrent_units': 9}),
+    'no parameters': remove_parameters,
+    'parameters are a pipe': lambda folder: (remove_parameters(folder), os.mkfifo(folder / 'best.safetensors')),
+    'parameters with a changed byte': rewrite('best.safetensors', lambda content: content[:-1] + b'\x01')}
+
+
+@pytest.mark.parametrize('damage', BAD_RUNS.values(), ids=BAD_RUNS)
+def test_damaged_run(run, monkeypatch, capsys, damage):
+    """All commands refuse it before they load images."""
+    damage(run)
+    monkeypatch.setattr(train_mnist, 'load', None)
+    monkeypatch.setattr(evaluate, 'load_of_run', None)
+    for main, *argv in (sample.main, run, '-o', 'out'), (evaluate.main, run), (train_mnist.main, '--init', run):
+        assert str(run) in refusal(capsys, main, *argv)
+    assert not os.path.exists('out') and not os.path.exists(run / 'evaluations')

@@ -1,4 +1,4 @@
-"""Several contexts and several workers: the same parameters as one, and an end in time when something fails."""
+"""Several workers train as one process does, and all of them end when one fails."""
 import json
 import os
 import signal
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import train_mnist
 from commands import python
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import ROOT, SIZES, checkpoint_of, config_of, new_folder, only_folder, resume
+from small_runs import ROOT, SIZES, checkpoint_of, config_of, new_folder, only_folder, resume, train
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps
@@ -89,12 +88,6 @@ def test_bad_environment(monkeypatch, environment, kvstore, reason):
 
 # Exactness: 20 steps with the same images and the same noise
 
-def train(*argv, logdir):
-    """A training in this process; its folder."""
-    assert train_mnist.main([*ARGV, *argv, '--logdir', logdir]) == 0
-    return only_folder(logdir)
-
-
 def assert_close(folder, other):
     """To float tolerance: Adam moves a weight whose gradient is nearly 0 by its rounding errors too, but 20 steps of
     0.01 take a weight up to 0.2 away."""
@@ -113,8 +106,8 @@ def one(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = new_folder(tmp_path_factory)
         patch.chdir(folder)
-        model = folder / train('--attention', '-t', '16', logdir='model')
-        return model, folder / train('--attention', '--seed', '3', '--init', str(model), logdir='results')
+        model = folder / train(*ARGV, '--attention', '-t', '16', logdir='model')
+        return model, folder / train(*ARGV, '--attention', '--seed', '3', '--init', model)
 
 
 @pytest.mark.exhaustive
@@ -132,11 +125,11 @@ def test_workers_train_as_one_process(workplace, one, num_workers):
 @pytest.mark.exhaustive
 def test_resume_with_another_number_of_workers(workplace):
     """1 worker, then 2, then 1 end as 1 from the beginning to the end."""
-    folder = train('-t', '48', '--lr_decay', '0', logdir='results')
+    folder = train(*ARGV, '-t', '48', '--lr_decay', '0')
     done = launched(2, SCRIPT, '--resume', folder, '-t', '96', *DIST)
     assert (done.returncode, done.stderr) == (0, '')
     assert resume(folder, '-t', '160', '--kvstore', 'device') == 0
-    assert_close(folder, train('--lr_decay', '0', logdir='whole'))
+    assert_close(folder, train(*ARGV, '--lr_decay', '0', logdir='whole'))
 
 
 # Ends

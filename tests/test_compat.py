@@ -4,10 +4,8 @@ import io
 import os
 import re
 import signal
-import sys
-import types
 
-from system import compat, devices
+from system import devices
 
 import pytest
 
@@ -68,7 +66,7 @@ def test_an_import_fails(tmp_path, name):
 
 
 def test_a_library_raises_import_error():
-    """It can be caught, in a notebook, say."""
+    """A notebook, say, can catch it."""
     code = f'{MISSING.format("mxnet")}\ntry:\n    import core\nexcept ImportError as error:\n    print(error)'
     done = python('-c', code, folder=ROOT)
     assert done.returncode == 0 and 'has no mxnet' in done.stdout and not done.stderr
@@ -80,19 +78,8 @@ def test_import_says_nothing_and_reads_no_command_line(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, '3.0\n', '')
 
 
-# Names that NumPy removed
-
-def test_names_that_are_there_stand(monkeypatch):
-    successors = dict.fromkeys(('inf', 'nan', 'all', 'any', 'prod', 'round'), 1.0)
-    numpy = types.ModuleType('numpy')
-    vars(numpy).update(successors, trapz='its own')
-    monkeypatch.setitem(sys.modules, 'numpy', numpy)
-    compat.restore_numpy_names()
-    assert numpy.trapz == 'its own' and numpy.bool is bool and callable(numpy.rate)
-
-
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')  # where NumPy still has them
-def test_names_mean_what_they_meant():
+def test_names_that_numpy_removed_mean_what_they_meant():
     import numpy as np
     a = np.array([[3., 1.], [2., 4.]])
     assert np.PZERO == np.NZERO == 0 and np.signbit(np.NZERO) and not np.signbit(np.PZERO)

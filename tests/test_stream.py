@@ -32,14 +32,6 @@ def test_threshold():
     np.testing.assert_array_equal(pixels, [[0, 0, 0], [1, 1, 1]])
 
 
-def test_unknown_binarization():
-    images = np.zeros((1, 4), dtype=np.uint8)
-    for call in (lambda: stream.binarize(images, 'otsu', None), lambda: stream.evaluation_images(images, 'otsu'),
-                 lambda: stream.TrainingStream(images, 'otsu', 0)):
-        with pytest.raises(ValueError, match='otsu'):
-            call()
-
-
 def test_evaluation_images_are_drawn_once_each_with_its_own_numbers():
     intensities = np.random.default_rng(0).integers(256, size=(2500, 20), dtype=np.uint8)
     first = stream.evaluation_images(intensities, 'dynamic')

@@ -1,4 +1,4 @@
-"""TensorBoard, and a Chromium without a window to look at it: both on loopback only, and ended at last.
+"""TensorBoard, and a headless Chromium to look at it. Both listen on the loopback only, and end with their contexts.
 
 Chromium is told what to do over HTTP, by chromedriver (the WebDriver protocol).
 """
@@ -26,7 +26,7 @@ _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 def missing():
-    """Why there can be no Browser here, or None."""
+    """Why no Browser can start here, or None."""
     if not any(map(shutil.which, _CHROMIUM)):
         return 'no chromium on PATH (Debian: apt-get install chromium chromium-driver)'
     return None if shutil.which('chromedriver') else 'no chromedriver on PATH (Debian: apt-get install chromium-driver)'
@@ -34,7 +34,7 @@ def missing():
 
 @contextlib.contextmanager
 def served(argv, pattern):
-    """Start a server; yields what `pattern` finds in its output, and ends the server at last."""
+    """Start a server, yield what `pattern` finds in its output, and end the server."""
     with tempfile.TemporaryFile('w+') as log, subprocess.Popen(
             argv, stdout=log, stderr=log, start_new_session=True) as process:
         try:
@@ -105,7 +105,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browser(size=(1600, 1000)):
-    """A Browser, ended at last."""
+    """A Browser, which ends with the context."""
     profile = tempfile.mkdtemp()
     try:
         with served(['chromedriver', '--port=0'], r'started successfully on port (\d+)') as port:

@@ -29,7 +29,7 @@ def fixed_seeds():
 
 @pytest.fixture(autouse=True)
 def no_mirror(monkeypatch):
-    """The only mirror is a port of this machine where nobody listens, and no proxy stands before it."""
+    """The only mirror is a local port where nobody listens, and no proxy stands before it."""
     monkeypatch.setenv('DRAW_MNIST_MIRROR', 'http://127.0.0.1:9/')
     monkeypatch.setenv('no_proxy', '*')
 

@@ -1,4 +1,4 @@
-"""What the tests of several workers share: starting a launcher, and looking at the processes that it has started."""
+"""Start a launcher, and look at the processes that it has started."""
 import contextlib
 import os
 import subprocess
@@ -15,7 +15,7 @@ def launcher(num_workers, path, *argv, options=()):
 
 
 def launched(num_workers, path, *argv, options=(), **kwargs):
-    """A launcher that has ended, and left no process."""
+    """Run a launcher to its end, after which no process is left."""
     done = subprocess.run(launcher(num_workers, path, *argv, options=options), capture_output=True, text=True,
                           timeout=TIME_OUT, **kwargs)
     assert_no_process_is_left()
@@ -24,7 +24,7 @@ def launched(num_workers, path, *argv, options=(), **kwargs):
 
 @contextlib.contextmanager
 def running(line, is_ready):
-    """The process of a command, once `is_ready()`; what it prints is in output.txt. At the end no process is left."""
+    """A running command, once `is_ready()`; it prints to output.txt, and leaves no process behind."""
     with open('output.txt', 'w') as output:
         process = subprocess.Popen(line, stdout=output, stderr=output)
         try:

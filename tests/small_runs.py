@@ -1,4 +1,4 @@
-"""Small runs for tests: training them in this process or in one of their own, and looking at their folders."""
+"""Small runs for tests: train them in this process, look at their folders, and disturb them."""
 import json
 import os
 from pathlib import Path
@@ -99,7 +99,7 @@ def contents(folder):
 
 
 def assert_same_end(folder, whole):
-    """A run ended as the whole one did, which nothing befell: parameters, moments, result and curves, to the bit."""
+    """A run ended, to the bit, as one that nothing befell: parameters, moments, result and curves."""
     for name in ('best.safetensors', 'checkpoint.safetensors', 'samples/sample_9.gif', 'kl_per_step.csv'):
         assert (Path(folder) / name).read_bytes() == (Path(whole) / name).read_bytes(), name
     assert config_of(folder)['validation'] == config_of(whole)['validation']
@@ -113,7 +113,7 @@ def assert_same_end(folder, whole):
 # What befalls a run
 
 def at_call(patch, owner, name, number, action):
-    """Do `action(*args)`, of the arguments, before call `number` of a function or method, or before each (None)."""
+    """Call `action` with the same arguments before call `number` of a function or method, or before each (None)."""
     function, calls = getattr(owner, name), []
 
     def counted(*args, **kwargs):
@@ -126,12 +126,12 @@ def at_call(patch, owner, name, number, action):
 
 
 def send(*numbers):
-    """What sends these signals to this process, whatever its arguments."""
+    """A function of any arguments that sends these signals to this process."""
     return lambda *_: [os.kill(os.getpid(), number) for number in numbers]
 
 
 def fail_with(error):
-    """What raises an exception, whatever its arguments."""
+    """A function of any arguments that raises an exception."""
     def fail(*_):
         raise error
 

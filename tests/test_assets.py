@@ -17,7 +17,7 @@ from small_runs import config_of, refusal
 
 @pytest.fixture(autouse=True)
 def made(tmp_path, monkeypatch):
-    """Where everything goes here."""
+    """The folder that assets/make.py writes to in these tests."""
     folder = tmp_path / 'made'
     folder.mkdir()
     monkeypatch.setattr(make, 'FOLDER', str(folder))

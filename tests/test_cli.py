@@ -1,4 +1,4 @@
-"""What the commands do where output, a signal, memory or a notebook does not behave: one line, or none, and go on."""
+"""How the commands cope with broken output, signals, errors of MXNet, and notebooks."""
 import io
 import os
 import re

@@ -1,4 +1,4 @@
-"""The flags of a run that starts from another or is resumed, and config.json, which may be a stranger's."""
+"""The flags of a run that resumes or starts from another, and config.json, which a stranger may have written."""
 import json
 import os
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_what_is_written_can_be_read(run):
 
 
 def test_run_of_the_previous_version_can_be_read_but_not_resumed(run, capsys):
-    """It says less of its images, and has flags that are gone; those that are new get their defaults."""
+    """It says less of its images, and has old flags; new ones get their defaults."""
     content, expected = config_of(run), stored()
     for name in ('fused', 'transpose', 'name', 'sync_timeout'):
         del content['arguments'][name]
@@ -179,7 +179,7 @@ ODD = [None, True, 0, 1, -1, 1.5, 1e400, float('nan'), 2 ** 53, 10 ** 400, '', '
 
 @pytest.mark.parametrize('name', [*ALLOWED, *OTHERS])
 def test_arguments_are_checked_as_flags_are(run, name):
-    """A value is refused, or it is one that the flag could have given, and it is read again when it is written."""
+    """Whatever stands there is refused, or is what the flag could have given, and can be written and read again."""
     parser, refused = config.build_parser(), 0
     action = next(action for action in parser._actions if action.dest == name)
     for value in ODD:

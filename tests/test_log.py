@@ -1,4 +1,4 @@
-"""What is recorded, what a stopped and resumed run leaves of it, and what TensorBoard makes of it."""
+"""What a run records, what it keeps of that when it resumes, and what TensorBoard shows."""
 import errno
 import io
 import os
@@ -47,8 +47,8 @@ RESULT = 'result/bound_nats_per_image'
 
 @pytest.fixture(scope='module')
 def logdir(tmp_path_factory):
-    """A folder with the same run twice: never stopped, and failed three times with more in its log than in its
-    checkpoint: before the first one, after a point of the training, and after a validation."""
+    """A folder with the same run twice. One never stopped; the other failed three times, with more in its log than in
+    its checkpoint: before the first checkpoint, after a point of the training, and after a validation."""
     argv = ['--attention', '--checkpoint_freq', '1e6']  # checkpoints at validations only
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(new_folder(tmp_path_factory))
@@ -143,7 +143,7 @@ def test_stranger_s_csv_file_gives_way(tmp_path, name, make):
 # Event files
 
 def test_event_files_are_in_order_though_the_clock_was_set_back(tmp_path, monkeypatch):
-    """TensorBoard reads them by name."""
+    """TensorBoard reads them in the order of their names."""
     found = []
     for clock in (2e9, 1e9, 1e9):
         monkeypatch.setattr(time, 'time', lambda clock=clock: clock)
@@ -234,7 +234,7 @@ def tags(tensorboard, plugin, run='whole'):
 
 @pytest.mark.parametrize('run', ['whole', 'resumed'])
 def test_tensorboard_shows_the_curves(tensorboard, logdir, run):
-    """Those of train and validation under one name, so that they share a chart; also after three failures."""
+    """Train and validation share their tags, and so their charts; also after three failures."""
     assert tags(tensorboard, 'scalars', run) == {'train': NATS | TRAINING, 'validation': NATS | {RESULT}}
     for split in SPLITS:
         points = read_curves(logdir / run, split)
@@ -247,7 +247,7 @@ def test_tensorboard_shows_the_curves(tensorboard, logdir, run):
 
 
 def test_tensorboard_shows_the_pictures(tensorboard, logdir):
-    """Of the parameters at that time: those of the checkpoint, at last."""
+    """The last ones show the parameters of the checkpoint."""
     assert tags(tensorboard, 'images', 'resumed') == {'validation': {'pictures/samples', 'pictures/reconstructions'}}
     net = params.load_net(logdir / 'resumed')
     params.set_arrays(net, checkpoint_of(logdir / 'resumed')[0])

@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_written_to(mirror, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fixed(monkeypatch):
-    """{split: float32 (n, 784) of 0 and 1}, which are to be the fixed binarization."""
+    """{split: float32 (n, 784) of 0 and 1}, which stand for the fixed binarization."""
     rng = np.random.default_rng(0)
     rows = {split: (rng.random((n, 784)) < 0.5).astype(np.float32) for split, n in zip(SPLITS, (7, 3, 2))}
     monkeypatch.setitem(mnist.CHECKSUMS, 'fixed_mnist', {

@@ -113,7 +113,7 @@ def test_gpus(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('logdir', ['file', 'file/logs', 'file/logs/deep'])
 def test_logdir_that_cannot_be_written(workplace, capsys, logdir):
     Path('file').write_text('mine')
-    assert logdir in refusal(capsys, train_mnist.main, *ARGV, '--logdir', logdir)
+    assert 'file' in refusal(capsys, train_mnist.main, *ARGV, '--logdir', logdir)
     assert Path('file').read_text() == 'mine' and sorted(os.listdir()) == ['file', 'images.npy']
 
 

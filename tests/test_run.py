@@ -1,4 +1,4 @@
-"""A run's life: how it begins, what its folder holds, and that whatever ends it, it continues as if nothing had."""
+"""A run's life: it begins, fills its folder, and continues exactly, whatever ended it."""
 import errno
 import itertools
 import json
@@ -132,7 +132,7 @@ def test_same_command_trains_the_same_run(finished):
 
 
 def test_run_ends_with_its_best_parameters(monkeypatch):
-    """Which need not be its last: their bound on all validation images, pixels as in training, and their samples."""
+    """They need not be its last. Their bound is over all validation images, with pixels as in training."""
     validations, bounds = [], iter([5., 6., 7., 8.])
 
     def validate(training, images, on_batch=None):
@@ -248,7 +248,7 @@ def test_ctrl_c_of_a_process():
 
 
 def test_run_that_is_killed_at_random_moments_continues_exactly():
-    """SIGKILL: nothing is refused, at most what follows the last checkpoint is lost, and the end is the same."""
+    """It loses at most what follows the last checkpoint, never refuses to resume, and ends the same."""
     done = python(ROOT / 'tests' / 'kill.py', '10')
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -348,7 +348,7 @@ def test_bound_that_is_not_finite_touches_no_parameter(finished, monkeypatch, ca
 
 @pytest.mark.parametrize('step', [1, 2])
 def test_gradient_that_is_not_finite_before_the_first_validation(monkeypatch, capsys, step):
-    """No parameters are worth keeping, and after no step there is no run."""
+    """There are no best parameters to keep; before the first step there is no run either."""
     def spoil(training, losses):
         training.net.h_dec_0.grad()[:] = np.inf
 
@@ -367,7 +367,7 @@ def test_folder_that_is_deleted(monkeypatch, capsys):
 
 
 def test_working_folder_that_is_deleted(finished, tmp_path, monkeypatch, capsys):
-    """The run is elsewhere, and continues."""
+    """The run lies elsewhere, and can continue."""
     def leave(*_):
         os.mkdir('gone')
         os.chdir('gone')
@@ -411,7 +411,7 @@ def test_larger_number_of_samples_trains_on():
 
 @pytest.mark.parametrize('val_freq', ['16', '1e6'])
 def test_run_that_has_seen_enough_already_ends(monkeypatch, capsys, val_freq):
-    """With a validation, if there was none."""
+    """It validates first if it never did."""
     ending(monkeypatch, capsys, *PHASES['last step'], send(TERM), argv=[*ARGV, '-t', '1e6', '-f', val_freq])
     assert resume(only_folder(), '-t', '40') == 0
     assert config_of(only_folder())['validation']['samples_seen'] == 48
@@ -464,7 +464,7 @@ REFUSED = {
 
 @pytest.mark.parametrize('case', REFUSED)
 def test_what_cannot_be_continued_is_refused(tmp_path, capsys, run, case):
-    """With one line, before work starts; nothing is lost."""
+    """One line says so before work starts, and nothing is lost."""
     shutil.copy(config_of(run)['arguments']['dataset'], 'own.npy')
     change_config(run, {'dataset': str(tmp_path / 'own.npy')})
     damage, reason = REFUSED[case]
@@ -505,7 +505,7 @@ def test_init_takes_the_parameters_and_nothing_else(run, monkeypatch):
 
 
 def test_run_from_a_model_continues_exactly(run, monkeypatch, capsys):
-    """From that model before its first checkpoint, and without it later."""
+    """It needs that model only before its first checkpoint."""
     argv = [*ARGV, '--init', str(run), '--checkpoint_freq', '16']
     whole = train(*argv, logdir='whole')
     full = fail_with(MemoryError('full'))

@@ -12,9 +12,8 @@ import pytest
 import evaluate
 import sample
 import train_mnist
-from commands import python
 from runs import config
-from small_runs import ARGV, ROOT, change_config, one_line, refusal
+from small_runs import ARGV, change_config, refusal
 
 FLAGS = {  # of train_mnist.py: short name and default
     'batch_size': ('-b', 64), 'input_height': ('-hh', None), 'input_width': ('-ww', None), 'num_steps': ('-s', 64),
@@ -122,11 +121,6 @@ def test_images_that_are_not_there(workplace, capsys, path):
     Path('file').write_text('mine')
     assert path in refusal(capsys, train_mnist.main, *ARGV, '--dataset', path)
     assert not os.path.exists('results') or not os.listdir('results')
-
-
-def test_bad_input_of_a_process(workplace):
-    done = python(ROOT / 'train_mnist.py', '--dataset', 'nowhere')
-    assert done.returncode == 2 and one_line(done.stderr).startswith('train_mnist.py: error: ')
 
 
 def rewrite(name, change):

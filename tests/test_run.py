@@ -133,7 +133,7 @@ def test_same_command_trains_the_same_run(finished):
 
 def test_run_ends_with_its_best_parameters(monkeypatch):
     """They need not be its last. Their bound is over all validation images, with pixels as in training."""
-    validations, bounds = [], iter([5., 6., 7., 8.])
+    validations, bounds = [], iter([6., 5., 7., 8.])
 
     def validate(training, images, on_batch=None):
         validations.append((images, params.arrays_of(training.net)))
@@ -144,11 +144,12 @@ def test_run_ends_with_its_best_parameters(monkeypatch):
     assert [len(images) for images, _ in validations] == [7, 7, 7, 10] and config_of(folder)['validation']['bound'] == 8
     grey = load('images.npy', splits=['validation']).splits['validation']
     np.testing.assert_array_equal(validations[-1][0], grey > 127)
-    (_, first), *_, (_, last), (_, final) = validations
+    _, (_, lowest), (_, last), (_, final) = validations
     best = params.arrays_of(params.load_net(str(folder)))
-    assert_equal(best, first)
+    assert_equal(best, lowest)
     assert_equal(best, final)
     assert any((best[name] != last[name]).any() for name in best)
+    assert checkpoint_of(folder)[1]['best_bound'] == 5
     assert code_of(sample.main, folder, '-o', 'out') in (None, 0)
     assert contents('out') == contents(folder / 'samples')
 

@@ -197,16 +197,6 @@ def test_sampled_kl_has_the_analytic_one_as_its_expectation():
         np.testing.assert_allclose(values, per_image[name][:10], rtol=1e-5, err_msg=name)
 
 
-def test_best_parameters_are_those_of_the_lowest_bound(monkeypatch):
-    training, *data = start('-t', '32', '-f', '8')
-    bounds, run = iter([9., 4., 5., 6.]), Recorder()
-    monkeypatch.setattr(training, 'validate', lambda images: (next(bounds), 1., np.ones(T)))
-    train_mnist.train(training, *data, run)
-    assert training.best_bound == 4
-    saved = [call[0] for call in run.calls if call[0].startswith('save')]
-    assert saved == [*2 * ['save_best', 'save_checkpoint'], 'save_checkpoint', 'save_checkpoint']
-
-
 def test_checkpoints_are_saved_when_they_are_due():
     training, *data = start('-t', '64', '-f', '1e6', '--checkpoint_freq', '16')
     moments, run = [], Recorder()

@@ -179,11 +179,11 @@ PHASES = {'first step': (Training, 'update', 1), 'step before a validation': (Tr
           'final validation': (Training, 'validate', 4)}
 
 
-@pytest.mark.parametrize('phase', PHASES)
-def test_run_that_a_signal_stops_continues_exactly(attentive, monkeypatch, capsys, phase):
-    number, code = [(INT, 130), (TERM, 0), (HUP, 0)][[*PHASES].index(phase) % 3]
-    ended, out, err = ending(monkeypatch, capsys, *PHASES[phase], send(number), argv=ATTENTION)
-    assert ended == code and not err
+@pytest.mark.parametrize('phase, end', [*zip(PHASES, itertools.cycle([(INT, 130), (TERM, 0), (HUP, 0)]))])
+def test_run_that_a_signal_stops_continues_exactly(attentive, monkeypatch, capsys, phase, end):
+    number, expected = end
+    code, out, err = ending(monkeypatch, capsys, *PHASES[phase], send(number), argv=ATTENTION)
+    assert code == expected and not err
     line = out.splitlines()[-1]
     seen = checkpoint_of(only_folder())[1]['samples_seen']
     assert f'Stopped after {seen} training samples. ' in line and 'validation' not in config_of(only_folder())
@@ -197,10 +197,12 @@ def test_second_signal_ends_at_once(finished, monkeypatch, capsys, where):
     assert_continues(out.splitlines()[-1], finished)
 
 
-@pytest.mark.parametrize('where', [(paint, 'write_gifs', 1), (curves, 'png', 1), (Log, 'close', 1)], ids=str)
-def test_signals_at_the_very_end_stop_nothing(finished, monkeypatch, capsys, where):
+@pytest.mark.parametrize('where, numbers', [
+    ((paint, 'write_gifs', 1), [TERM]), ((curves, 'png', 1), [TERM, INT, HUP]), ((Log, 'close', 1), [TERM, INT, HUP])],
+    ids=str)
+def test_signals_at_the_very_end_stop_nothing(finished, monkeypatch, capsys, where, numbers):
     handlers = [signal.getsignal(number) for number in (INT, TERM, HUP)]
-    code, out, _ = ending(monkeypatch, capsys, *where, send(TERM, *([INT, HUP] if where[0] != paint else [])))
+    code, out, _ = ending(monkeypatch, capsys, *where, send(*numbers))
     assert code == 0 and 'Negative variational bound' in out
     assert_same_end(only_folder(), finished)
     assert [signal.getsignal(number) for number in (INT, TERM, HUP)] == handlers
@@ -403,8 +405,8 @@ def test_complete_run_says_so_and_changes_nothing(run, capsys):
 
 
 def test_larger_number_of_samples_trains_on():
-    argv, whole = ['--lr_decay', '0'], train('-t', '96', '--lr_decay', '0', logdir='whole')
-    folder = train('-t', '48', *argv)
+    whole = train('-t', '96', '--lr_decay', '0', logdir='whole')
+    folder = train('--lr_decay', '0')
     assert resume(folder, '-t', '96') == 0
     assert config_of(folder)['resumed_with'] == f'train_mnist.py --resume {folder} -t 96'
     assert_same_end(folder, whole)
@@ -439,10 +441,10 @@ def test_run_in_use_is_refused(run, monkeypatch, capsys):
     with lock(run):
         assert f'{run} is in use' in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64')
         assert params.load_run(run)  # looking is allowed
-    held, argv = [], [*ARGV, '--logdir', 'other']
-    assert ending(monkeypatch, capsys, *PHASES['later step'],
-                  lambda *_: held.append(fails(lock(only_folder('other')).__enter__)), argv=argv)[0] == 0
-    assert 'is in use' in held[0]
+    told = []
+    ending(monkeypatch, capsys, *PHASES['later step'],
+           lambda *_: told.append(fails(lock(only_folder('other')).__enter__)), argv=[*ARGV, '--logdir', 'other'])
+    assert 'is in use' in told[0]
 
 
 def test_file_system_without_locks(run, monkeypatch, capsys):

@@ -87,6 +87,13 @@ def change_config(folder, arguments=(), **changes):
     (Path(folder) / 'config.json').write_text(json.dumps(content))
 
 
+def make_parameters_huge(folder):
+    """Let the best parameters be finite, but too large to compute with."""
+    net = params.load_net(folder)
+    huge = {name: np.full_like(array, 1e38) for name, array in params.arrays_of(net).items()}
+    params.save(str(Path(folder) / params.BEST), net, huge)
+
+
 def checkpoint_of(folder):
     """The (arrays, state) of a run's checkpoint."""
     net = params.build_net(config.read(folder)['arguments'])

@@ -1,7 +1,6 @@
 """evaluate.py: the bounds against exact integrals and the oracle's equations, and as a user runs it."""
 import json
 import os
-from argparse import Namespace
 from pathlib import Path
 
 import mxnet as mx
@@ -14,22 +13,20 @@ from dataset import stream
 from dataset.load import load
 from dataset.noise import noise
 from distributed.workers import Alone
+from networks import NO_ATTENTION, build, random_parameters, set_parameters
 from oracle import forward_one, sigmoid
 from runs import params
 from runs.bounds import Evaluator
-from small_runs import change_config, refusal, write_images
+from small_runs import change_config, make_parameters_huge, refusal, write_images
 
 IMAGES = np.random.RandomState(0).randint(2, size=(5, 12)).astype(np.float32)
 
 
 def make_net(num_steps=2, latent_dim=1, attention=True, scale=1.):
     """A network for images of 3x4 with random parameters."""
-    net = params.build_net(Namespace(input_height=3, input_width=4, num_steps=num_steps, num_recurrent_units=4,
-                                     latent_dim=latent_dim, attention=attention, read_size=2, write_size=2))
-    net.initialize()
-    rng = np.random.RandomState(0)
-    for parameter in params.of(net).values():
-        parameter.set_data(nd.array(rng.normal(scale=scale, size=parameter.shape)))
+    sizes = {'read_size': 2, 'write_size': 2} if attention else NO_ATTENTION
+    net = build(sizes, (3, 4), num_steps, units=4, latent_dim=latent_dim)
+    set_parameters(net, random_parameters(net, scale=scale))
     return net
 
 
@@ -156,9 +153,6 @@ def test_a_result_that_cannot_be_kept(run, capsys, place):
 
 
 def test_a_bound_that_is_not_finite_is_refused(run, capsys):
-    """The parameters are finite, but too large to compute with."""
-    net = params.load_net(str(run))
-    huge = {name: np.full_like(array, 1e38) for name, array in params.arrays_of(net).items()}
-    params.save(str(run / 'best.safetensors'), net, huge)
+    make_parameters_huge(run)
     assert 'not finite' in refusal(capsys, evaluate.main, run)
     assert not os.path.exists(run / 'evaluations')

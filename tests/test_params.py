@@ -17,7 +17,7 @@ import pytest
 from mxnet import nd
 from safetensors.numpy import save_file
 
-from networks import assert_equal
+from networks import assert_equal, random_parameters, set_parameters
 from runs import config, params
 from small_runs import ROOT, change_config, fail_with, fails
 
@@ -27,11 +27,9 @@ ARGV = ['-hh', '3', '-ww', '4', '-s', '2', '-u', '2', '-l', '1', '--attention', 
 
 def make_net(seed=1, **changes):
     """A tiny network with random numbers in every parameter."""
-    args = argparse.Namespace(**{**vars(config.parse_args(ARGV)), **changes})
-    rng, net = np.random.default_rng(seed), params.build_net(args)
+    net = params.build_net(argparse.Namespace(**{**vars(config.parse_args(ARGV)), **changes}))
     net.initialize()
-    for parameter in params.of(net).values():
-        parameter.set_data(nd.array(rng.normal(size=parameter.shape)))
+    set_parameters(net, random_parameters(net, seed))
     return net
 
 

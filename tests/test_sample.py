@@ -17,7 +17,7 @@ from dataset import stream
 from dataset.load import load
 from pictures import paint, render
 from runs import config, params
-from small_runs import ROOT, TIME_OUT, contents, refusal, write_images
+from small_runs import ROOT, TIME_OUT, contents, make_parameters_huge, refusal, write_images
 
 T = 3
 
@@ -198,9 +198,7 @@ def test_no_link_in_a_run_is_followed(plain_run, capsys):
 def test_canvases_that_are_not_finite_leave_nothing(attention_run, capsys, argv):
     shutil.copytree(attention_run, 'run')
     os.mkdir('mine')
-    net = params.load_net('run')
-    huge = {name: np.full_like(array, 1e38) for name, array in params.arrays_of(net).items()}
-    params.save('run/best.safetensors', net, huge)
+    make_parameters_huge('run')
     assert 'not finite' in refusal(capsys, sample.main, 'run', *argv)
     assert sorted(os.listdir()) == ['mine', 'run'] and os.listdir('mine') == []
     assert sorted(os.listdir('run')) == ['best.safetensors', 'config.json']

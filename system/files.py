@@ -1,6 +1,7 @@
 """Atomic writes, and JSON files."""
 import contextlib
 import errno
+import fcntl
 import json
 import os
 
@@ -24,19 +25,34 @@ def write_whole(path, content):
     """
     temporary = f'{path}.tmp'
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        with open(temporary, 'xb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # the name that the caller knows
+        with _locked(temporary) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.remove(temporary)
+                raise
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the name that the caller knows
         raise
+
+
+def _locked(path):
+    """Open a file for writing, empty and locked, so that two processes which write it do so one after the other."""
+    while True:
+        if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+            os.remove(path)
+        file = open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), 'wb')  # noqa: SIM115
+        with contextlib.suppress(OSError):  # no locks on this file system
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):  # not renamed while this one waited
+                file.truncate(0)
+                return file
+        file.close()
 
 
 def write_json(path, content):

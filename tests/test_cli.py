@@ -1,5 +1,6 @@
 """How the commands cope with broken output, signals, errors of MXNet, and notebooks."""
 import io
+import multiprocessing
 import os
 import re
 import runpy
@@ -8,7 +9,7 @@ import sys
 import time
 import types
 
-from system import cli
+from system import cli, files
 
 import pytest
 
@@ -107,3 +108,9 @@ def test_signals_end_an_evaluation_without_a_word(run, number, times):
 def test_an_error_of_mxnet_is_what_mxnet_said(run, name, argv):
     done = python(ROOT / name, *(run if word == 'RUN' else word for word in argv), MXNET_ENGINE_TYPE='None')
     assert done.returncode == 2 and one_line(done.stderr) == f'{name}: error: MXNetError: Cannot find Engine None'
+
+
+def test_processes_that_write_one_file_wait_for_each_other(tmp_path):
+    with multiprocessing.get_context('spawn').Pool(3) as pool:
+        pool.starmap(files.write_whole, [(tmp_path / 'file', bytes(10 ** 6))] * 60)
+    assert os.listdir(tmp_path) == ['file'] and (tmp_path / 'file').stat().st_size == 10 ** 6

@@ -26,10 +26,13 @@ class Unavailable(Exception):
 def load():
     """The library as a ctypes.CDLL. Raises Unavailable."""
     failure = 'there is no C compiler (cc, gcc or clang)'
-    for compiler in dict.fromkeys(os.path.realpath(path) for path in map(shutil.which, COMPILERS) if path):
+    compilers = {}  # each once, by its name in PATH: ccache is one program that goes by the name it is called by
+    for path in filter(None, map(shutil.which, COMPILERS)):
+        compilers.setdefault(os.path.realpath(path), path)
+    for compiler in compilers.values():
         try:
             return _load(compiler)
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, AttributeError, subprocess.SubprocessError) as error:
             output = (getattr(error, 'stderr', None) or str(error)).strip().splitlines() or ['no message']
             reason = next((line for line in output if 'error' in line), output[-1])
             failure = f'{compiler} cannot compile it ({reason})'
@@ -44,22 +47,37 @@ def cache_folder():
 def compile_to(path, compiler, *flags):
     """Compile draw.c. Raises OSError, subprocess.SubprocessError."""
     command = [compiler, *FLAGS, *flags, SOURCES[0], '-o', path]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    _run(command, timeout=300)
+
+
+def _run(command, timeout):
+    """What a command prints. In a session of its own, since Ctrl-C is for the training, which stops after its step."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, errors='replace', timeout=timeout,
+                          start_new_session=True).stdout
 
 
 def _load(compiler):
     folder = _private_cache()
     path = folder and os.path.join(folder, f'{_key(compiler)}.so')
-    with contextlib.suppress(OSError, TypeError):  # not there, damaged, or no cache (None)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not there, damaged, or no cache (None)
         return _open(path)
     cli.say(f'Compiling the fused operator with {compiler}: once per user and machine, a few seconds.')
     with tempfile.TemporaryDirectory(dir=folder) as workplace:
         new = os.path.join(workplace, 'draw.so')
         compile_to(new, compiler)
-        found = ctypes.CDLL(new)
+        found = _functions(new)
         if path:
             os.chmod(new, 0o700)
+            with open(new, 'rb') as file:
+                os.fsync(file.fileno())  # a power cut must not leave a part of it, which would crash
             os.replace(new, path)  # whole or not at all, also where two processes compile at once
+    return found
+
+
+def _functions(path):
+    """The library with what fused/network.py calls. Raises OSError, AttributeError."""
+    found = ctypes.CDLL(path)
+    found.draw_floats.restype = ctypes.c_long
     return found
 
 
@@ -74,15 +92,14 @@ def _private_cache():
 
 def _key(compiler):
     """Everything that the compiled code depends on, as a name."""
-    version = subprocess.run([compiler, '--version'], check=True, capture_output=True, text=True,
-                             timeout=60).stdout
+    version = _run([compiler, '--version'], timeout=60)
     with open('/proc/cpuinfo') as file:
         processor = sorted({line for line in file if line.startswith(('model name', 'flags'))})
     parts = [compiler, version, *processor, *FLAGS]
     for source in SOURCES:
         with open(source, encoding='utf-8') as file:
             parts.append(file.read())
-    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256('\0'.join(parts).encode(errors='surrogateescape')).hexdigest()[:32]
 
 
 def _is_private(status):
@@ -96,6 +113,6 @@ def _open(path):
     try:
         if not _is_private(os.fstat(file)):
             raise PermissionError(f'{path} could be written by others')
-        return ctypes.CDLL(f'/proc/self/fd/{file}')  # the very file that was checked
+        return _functions(f'/proc/self/fd/{file}')  # the very file that was checked
     finally:
         os.close(file)

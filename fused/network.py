@@ -24,7 +24,7 @@ def accelerate(net, contexts, fused='auto'):
     except library.Unavailable as error:
         if fused == 'on':
             raise cli.UserError(f'argument --fused: {error}') from None
-        cli.say(f'Without the fused operator, training takes two to three times as long: {error}. Install one (Debian, '
+        cli.say(f'Without the fused operator, training takes two to four times as long: {error}. Install one (Debian, '
                 'Ubuntu: apt install gcc), or silence this with --fused off.')
     return net
 
@@ -51,7 +51,6 @@ class FusedDRAW:
 
     def __init__(self, net, num_threads):
         self.library = library.load()
-        self.library.draw_floats.restype = ctypes.c_long
         self._net, self._num_threads, self._free = net, num_threads, {True: [], False: []}
         own = net._collect_params_with_prefix()
         if ('read.window.weight' in own) != ('write.window.weight' in own):

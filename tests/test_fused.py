@@ -1,5 +1,6 @@
 """The fused operator against core.DRAW and the equations, and how its library is compiled and kept."""
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -276,14 +277,31 @@ def test_cache_that_cannot_be_written(cache, capsys):
     assert compiles(capsys) and compiles(capsys)
 
 
-FAILING = '#!/bin/sh\necho "cc: error: no such option" >&2\nexit 1\n'
+def script(path, *lines):
+    path.write_text('\n'.join(['#!/bin/sh', *lines]))
+    path.chmod(0o755)
 
 
-@pytest.mark.parametrize('compiler, reason', [('', 'no C compiler'), (FAILING, 'cc: error: no such option')])
+def test_a_compiler_is_called_by_its_name_and_hears_no_ctrl_c(cache, tmp_path, monkeypatch, capsys):
+    """ccache is one program with many names. A compiler that a signal ends would look like a bad one."""
+    script(tmp_path / 'ccache', 'trap "" INT', 'kill -INT 0',
+           f'[ "${{0##*/}}" = cc ] && exec {shutil.which("gcc")} "$@"')
+    (tmp_path / 'cc').symlink_to('ccache')
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    library.load()
+    assert f'with {tmp_path / "cc"}:' in capsys.readouterr().out
+
+
+ODD = ('[ $# = 1 ] && exit\nfor last; do :; done\n'
+       f'echo "int x;" | PATH=/usr/bin {shutil.which("gcc")} -shared -xc - -o "$last"')
+
+
+@pytest.mark.parametrize('compiler, reason', [
+    ('', 'no C compiler'), ('echo "cc: error: no such option" >&2\nexit 1', 'cc: error: no such option'),
+    ('printf "error \\351\\n" >&2\nexit 1', 'error'), (ODD, 'undefined symbol')])
 def test_without_a_compiler_the_graph_computes(cache, tmp_path, monkeypatch, capsys, compiler, reason):
     if compiler:
-        (tmp_path / 'cc').write_text(compiler)
-        (tmp_path / 'cc').chmod(0o755)
+        script(tmp_path / 'cc', compiler)
     monkeypatch.setenv('PATH', str(tmp_path))
     net = build(ATTENTION)
     assert accelerate(net, [mx.cpu()]) is net

@@ -1,6 +1,7 @@
 """The learning curves of a run: CSV files of numbers, and their picture."""
 import contextlib
 import io
+import itertools
 import os
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 
 COLUMNS = ('samples_seen', 'split', 'bound', 'reconstruction', 'kl', 'gradient_norm', 'learning_rate',
            'samples_per_second')
-_MAX_BYTES = 2 ** 27  # of a CSV file: about a million lines
+_MAX_POINTS = 10 ** 6  # to draw
 _PANELS = {'bound': 'Negative variational bound', 'reconstruction': 'Reconstruction', 'kl': 'KL'}
 _STYLES = {'train': {'color': '#8fb7de', 'linewidth': 1}, 'validation': {'color': '#b2182b', 'linewidth': 1.5}}
 
@@ -25,27 +26,31 @@ def line(cells):
     return ','.join(cell if isinstance(cell, str) else f'{cell:.12g}' for cell in cells) + '\n'
 
 
-def read(path, columns=COLUMNS):
-    """The points in a CSV file, a structured array of text in the column `split` and of float in all others.
-
-    Damaged lines are left out. A file with other columns has no points.
-    """
-    kinds, rows = [str if name == 'split' else float for name in columns], []
-    if os.path.isfile(path) and os.path.getsize(path) < _MAX_BYTES:  # a pipe would block
+def _points(path, columns):
+    """(line, cells) of each point in a CSV file, but for damaged lines; a file with other columns has no points."""
+    if os.path.isfile(path):  # a pipe would block
+        kinds = [str if name == 'split' else float for name in columns]
         with open(path, errors='replace') as file:
-            for text in file if file.readline() == line(columns) else ():
+            for text in file if file.readline(2 ** 16) == line(columns) else ():
                 cells = text.split(',')
                 if text.endswith('\n') and len(cells) == len(columns):  # a crash may tear the last line
                     with contextlib.suppress(ValueError):
-                        rows.append(tuple(kind(cell) for kind, cell in zip(kinds, cells)))
-    return np.array(rows, [(name, 'U10' if kind is str else kind) for name, kind in zip(columns, kinds)])
+                        yield text, tuple(kind(cell) for kind, cell in zip(kinds, cells))
+
+
+def read(path, columns=COLUMNS):
+    """The points in a CSV file, a structured array of text in the column `split` and of float in all others.
+
+    Of a file with more than a million lines, the first million.
+    """
+    rows = [cells for _, cells in itertools.islice(_points(path, columns), _MAX_POINTS)]
+    return np.array(rows, [(name, 'U10' if name == 'split' else float) for name in columns])
 
 
 def cut(path, columns, seen):
     """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing."""
-    table = read(path, columns)
-    kept = table[table['samples_seen'] <= seen].tolist()
-    files.write_whole(path, ''.join(map(line, [columns, *kept])).encode())
+    kept = [text for text, cells in _points(path, columns) if cells[0] <= seen]
+    files.write_whole(path, ''.join([line(columns), *kept]).encode())
 
 
 def figure(table):

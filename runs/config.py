@@ -15,7 +15,8 @@ SIZES = 'input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'late
 _OF_MODEL = (*SIZES, 'attention', 'read_size', 'write_size')  # what --init takes from the other run
 _OF_DATA = 'dataset', 'transpose', 'data_dir', 'binarization'  # this too, unless it is given
 _MAX_SIZE = 4096
-_MAX_CANVASES, _MAX_WEIGHTS = 2 ** 25, 2 ** 29  # pixels of an image at all steps, 128 MiB; numbers to train, 2 GiB
+_MAX_CANVASES, _MAX_LATENTS = 2 ** 25, 2 ** 18  # pixels and latents of an image at all steps: 128 and 1 MiB
+_MAX_WEIGHTS = 2 ** 29  # numbers to train, 2 GiB
 KL_WARMUP = 20000  # samples
 _IMAGES = {'dataset': [str], 'path': [str, type(None)], 'height': [int], 'width': [int], 'splits': [dict]}
 _SPLIT = {'images': [int], 'sha256': [str]}
@@ -42,12 +43,12 @@ def build_parser(doc=''):
     add('--write_size', '-aw', type=cli.count, metavar='N',
         help='with --attention: write with N x N filters (default: 5)')
     add('--num_steps', '-s', type=cli.count, metavar='N', default=64, help='time steps T')
-    add('--num_recurrent_units', '-u', type=cli.count, metavar='N', default=256, help='units of each LSTM')
+    add('--num_recurrent_units', '-u', type=cli.count, metavar='N', default=256, help='hidden units of each LSTM')
     add('--latent_dim', '-l', type=cli.count, metavar='N', default=100, help='dimensions of z_t')
     add = parser.add_argument_group('training').add_argument
     add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
-        help='training samples to see, rounded up to whole batches; 1e6 is accepted')
-    add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per step, of all devices together')
+        help='training samples to see, rounded up to whole batches; 1e6 also works')
+    add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per step, over all devices')
     add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
     add('--lr_decay', type=cli.fraction, metavar='X', default=0.4,
         help='last fraction of the run, over which the learning rate falls linearly to 0')
@@ -58,7 +59,7 @@ def build_parser(doc=''):
              f'(default: {KL_WARMUP}, with --init 1)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed (weights, data order, binarization, noise)')
     add('--init', type=cli.path, metavar='RUN',
-        help="start from another run's model; sizes and data set are taken from it")
+        help="start from another run's best parameters; sizes are taken from it, and the data set unless it is given")
     add('--resume', type=cli.path, metavar='RUN',
         help='continue this run; only these flags may change: ' + ', '.join(MAY_CHANGE))
     add = parser.add_argument_group('validation and log').add_argument
@@ -140,6 +141,8 @@ def check_sizes(args):
             raise cli.UserError(f'argument --{name}: at most {_MAX_SIZE}, not {getattr(args, name)}')
     if args.num_steps * height * width > _MAX_CANVASES:
         raise cli.UserError(f'{args.num_steps} steps of {height}x{width} pixels: at most {_MAX_CANVASES:,} in all')
+    if args.num_steps * args.latent_dim > _MAX_LATENTS:
+        raise cli.UserError(f'{args.num_steps} steps of {args.latent_dim} latents: at most {_MAX_LATENTS:,} in all')
     side = min(args.input_height or _MAX_SIZE, args.input_width or _MAX_SIZE)
     for name in ('read_size', 'write_size'):
         size = getattr(args, name)

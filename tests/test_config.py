@@ -157,6 +157,7 @@ HOSTILE = {
     'digits': text('{"arguments": ' + '9' * 10000 + '}'), 'large': text(' ' * 2 ** 20 + '{}'),
     'huge layers': changed({'num_recurrent_units': 2 ** 14}), 'a wide window': changed({'write_size': 6}),
     'huge images': changed({'input_height': 2000, 'input_width': 2000, 'num_steps': 64}),
+    'huge noise': changed({'num_steps': 4096, 'latent_dim': 4096}),
     'no size': changed({'input_height': None, 'input_width': None}), 'one size': changed({'input_width': None}),
     'no facts': changed(images=None), 'facts are a list': changed(images=[1]),
     'a split is a list': changed(images={**IMAGES, 'splits': {'train': []}}),

@@ -21,23 +21,24 @@ _MAX_PIXELS = 2 ** 27  # in all frames of a file, with a byte of memory each
 
 def parse_args(parser, argv=None):
     add, output = parser.add_argument, parser.add_mutually_exclusive_group()
-    add('run', type=cli.path, metavar='RUN', nargs='?', default=PRETRAINED, help='folder of a run')
+    add('run', type=cli.path, metavar='RUN', nargs='?', default=PRETRAINED,
+        help='folder of a run (default: assets/draw_w_attn)')
     add('--num_samples', '-n', type=cli.count, metavar='N', help='number of images (default: 10, with --grid 100)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise; in the names of GIFs unless 0')
     add('--reconstruct', action='store_true', help='reconstruct test images instead, each with its input to the right')
-    add('--dataset', type=dataset_name, metavar='NAME|PATH', help="with --reconstruct: other images than the run's")
+    add('--dataset', type=dataset_name, metavar='NAME|PATH', help="with --reconstruct: images other than the run's")
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of the data set's files (default: the run's)")
     add('--scale', type=cli.count, metavar='N',
         help=f'screen pixels per image pixel and side (default: {paint.SCALE}, with --grid {paint.GRID_SCALE})')
     add('--no_boxes', action='store_true',
         help='leave out the attention windows: green where a step reads (reconstructions only), red where it writes')
-    output.add_argument('--output_dir', '-o', type=cli.text, metavar='DIR',
+    output.add_argument('--output_dir', '-o', type=cli.path, metavar='DIR',
         help='folder for the GIFs, one per image, created if missing (default: RUN/samples)')
-    output.add_argument('--grid', type=cli.text, metavar='FILE',
+    output.add_argument('--grid', type=cli.path, metavar='FILE',
         help='one picture of all images instead: FILE.gif shows them being painted, FILE.png finished')
-    output.add_argument('--steps', type=cli.text, metavar='FILE',
+    output.add_argument('--steps', type=cli.path, metavar='FILE',
         help='one picture instead, FILE.png: a row of ten time steps for each image')
-    devices.add_flags(parser)
+    devices.add_flags(parser, fused=False)
     args = parser.parse_args(argv)
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
     if args.file and (not args.file.lower().endswith(suffixes) or os.path.isdir(args.file)):
@@ -92,7 +93,7 @@ def _write(args, paintings, folder, prefix):
     else:
         content = render.gif(paint.frames(paintings, args.scale, boxes))
     files.write_whole(args.file, content)
-    return args.file
+    return cli.shown(args.file)
 
 
 def run(args):
@@ -108,7 +109,7 @@ def run(args):
         images = stream.evaluation_images(data.splits['test'][:args.num_samples], arguments['binarization'])
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)
     samples = os.path.join(args.run, 'samples')
-    folder = (os.path.dirname(args.file) or '.') if args.file else (args.output_dir or cli.shown(samples))
+    folder = os.path.dirname(args.file) if args.file else cli.shown(args.output_dir or samples)
     if os.path.abspath(folder) == samples and os.path.islink(samples):
         raise cli.UserError(f'{samples} is a symbolic link; choose another folder with --output_dir')
     paintings = paint.paint(net, args.seed, total, images=images)

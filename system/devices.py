@@ -31,13 +31,14 @@ def set_environment():
     os.environ.setdefault('MXNET_CPU_PARALLEL_SIZE', str(2 ** 31 - 1))
 
 
-def add_flags(parser):
-    """Add the flags that choose the device."""
+def add_flags(parser, fused=True):
+    """Add the flags that choose the device, and --fused where the operator can be used."""
     add = parser.add_argument
     add('--gpu', action='store_true', help='use the first GPU')
     add('--gpus', metavar='LIST', help='divide every batch among these GPUs: 0,1')
-    add('--fused', choices=('auto', 'on', 'off'), default='auto',
-        help='on the CPU, compute with the operator in fused/, which needs a C compiler; auto: if there is one')
+    if fused:
+        add('--fused', choices=('auto', 'on', 'off'), default='auto',
+            help='on the CPU, compute with the operator in fused/, which needs a C compiler; auto: if there is one')
 
 
 def contexts(args):

@@ -26,7 +26,7 @@ def parse_args(parser, argv=None):
         help='draws of z for each image; with more than one, the importance-weighted bound too')
     add('--num_images', '-n', type=cli.count, metavar='N', help='only the first N images (default: all)')
     add('--split', choices=SPLITS, default='test', help='part of the data set')
-    add('--dataset', type=dataset_name, metavar='NAME|PATH', help="other images than the run's, see train_mnist.py")
+    add('--dataset', type=dataset_name, metavar='NAME|PATH', help="images other than the run's, see train_mnist.py")
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of the data set's files (default: the run's)")
     add('--transpose', action='store_true', help='with --dataset: swap rows and columns')
     add('--binarization', choices=('static', 'threshold'),
@@ -93,9 +93,9 @@ def main(argv=None):
     for line in report(result):
         cli.say(line)
     try:
-        cli.say(f'Kept in {cli.shown(keep(result, os.path.join(args.run, "evaluations")))}')
+        cli.say(f'Saved to {cli.shown(keep(result, os.path.join(args.run, "evaluations")))}')
     except OSError as error:
-        cli.say(f'The result could not be kept: {cli.reason(error)}')
+        cli.say(f'The result could not be saved: {cli.reason(error)}')
         return 1
     return 0
 

@@ -148,7 +148,7 @@ def main(argv=None):
             training = Training(args, contexts, group)
             training.restore(run.checkpoint(training.net) or initial)
             if run.is_complete(training):
-                cli.say(f'{cli.shown(run.folder)} is complete. A larger --num_train_samples trains on.')
+                cli.say(f'{cli.shown(run.folder)} is complete. To train on, give a larger --num_train_samples.')
                 return 0
             run.begin(training)
             train(training, images, validation_images, run)

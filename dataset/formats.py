@@ -85,7 +85,7 @@ def read_numpy(path, splits):
             matches = [(_ARRAY.fullmatch(name), name) for name in content.files]
             names = {_SPLITS[match[1].lower()]: name for match, name in matches if match}
             if not names and len(content.files) != 1:
-                raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected are x_train and, if there '
+                raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected x_train and, if there '
                                 'are such images, x_valid and x_test')
             names = {split: name for split, name in (names or {'train': content.files[0]}).items() if split in splits}
             for name in names.values():
@@ -112,7 +112,7 @@ def read_pictures(folder, image_shape, notes):
                 else:
                     grey = np.asarray(picture.convert('L'))
                     if picture.mode not in ('1', 'L', 'LA'):
-                        notes.add('made grey')
+                        notes.add('converted to grey')
         sizes.add('x'.join(map(str, grey.shape)))
         if len(sizes) > 1 and not image_shape:
             raise DataError(f'{folder} has images of {" and of ".join(sorted(sizes))}: choose one size with '
@@ -140,14 +140,14 @@ def to_grey(array, source, notes):
         array = array[..., 0]
     colour = array.ndim == 4 and array.shape[3] in (3, 4)
     if not (array.ndim == 3 or colour) or not array.size or array.dtype.kind not in 'buif':
-        raise DataError(f'{source} holds {array.dtype} in the shape {array.shape}; expected are images in the shape '
+        raise DataError(f'{source} holds {array.dtype} in the shape {array.shape}; expected images in the shape '
                         '(n, height, width), or (n, height, width, 3) with colour')
     largest = 1 if array.dtype.kind in 'bf' else 255
     _check_range(source, array.min(), array.max(), largest)
     if array.dtype == np.uint8 and not colour:
         return array
     if colour:
-        notes.add('made grey')
+        notes.add('converted to grey')
     grey = np.empty(array.shape[:3], np.uint8)
     for start in range(0, len(array), 1000):  # in parts, to save memory
         part = array[start:start + 1000]
@@ -159,5 +159,5 @@ def to_grey(array, source, notes):
 def _check_range(source, low, high, largest):
     """Raise DataError if pixels from `low` to `high` cannot be intensities from 0 to `largest`."""
     if not 0 <= low < high <= largest or largest == 255 and high < 128:
-        raise DataError(f'{source} has pixels from {low} to {high}; expected are integers from 0 to 255, the brightest '
-                        '128 or more, or floats from 0 to 1, and not all the same')
+        raise DataError(f'{source} has pixels from {low} to {high}; expected integers from 0 to 255 with a maximum of '
+                        'at least 128, or floats from 0 to 1, and not all the same')

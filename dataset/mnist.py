@@ -43,7 +43,8 @@ def load_known(name, folder, split):
             _recognize(name, folder, kind) is not None for kind in FILES)):  # only MNIST's other file may be there
         return _download(folder, split)
     if there:
-        raise DataError(f"{there[0]}: these are not {LABELS[name]}'s files; for your own images: --dataset PATH")
+        raise DataError(f"{there[0]}: these are not {LABELS[name]}'s files; name their folder with --data_dir; "
+                        'for your own images: --dataset PATH')
     expected = 'binarized_mnist_train.amat, _valid and _test, or an .npz' if name == 'fixed_mnist' else FILES[split]
     raise DataError(f'{LABELS[name]} is not in {folder}: put {expected} there')
 
@@ -93,5 +94,5 @@ def _download(folder, split):
             folder.mkdir(parents=True, exist_ok=True)
             files.write_whole(folder / FILES[split], content)
             return images
-    raise DataError(f'MNIST is not in {folder} and cannot be downloaded ({failure}): put {FILES["train"]} and '
-                    f'{FILES["test"]} there, or train with --dataset synthetic')
+    raise DataError(f'MNIST is not in {folder} and cannot be downloaded: put {FILES["train"]} and {FILES["test"]} '
+                    f'there, name their folder with --data_dir, or use --dataset synthetic ({failure})')

@@ -105,7 +105,7 @@ class Run:
         if before != computed:
             cli.say(cli.printable(f'Note: computed by {before} before, by {computed} now; the parameters will differ '
                                   'in their last bits from those of an uninterrupted run.'))
-        start = f', from {training.seen:,} training samples on' if training.seen else ''
+        start = f', continued at {training.seen:,} training samples' if training.seen else ''
         cli.say(f'Run folder: {cli.shown(self.folder)}{start}')
 
     def path(self, name):

@@ -35,7 +35,7 @@ def test_everything_of_a_run(made, run, tmp_path):
         'model', 'model_grid.gif', 'model_kl.png', 'model_reconstructions.png', *(f'model_{i}.gif' for i in range(10))])
     assert sorted(os.listdir(made / 'model')) == ['best.safetensors', 'config.json']
     sample.main([str(made / 'model'), '-o', 'out'])  # the GIFs are those of the stored model
-    sample.main([str(made / 'model'), '--grid', 'out/grid.gif'])
+    sample.main([str(made / 'model'), '--grid', 'out/grid.gif', '--scale', '8'])
     assert (made / 'model_grid.gif').read_bytes() == Path('out/grid.gif').read_bytes()
     for i in range(10):
         assert (made / f'model_{i}.gif').read_bytes() == Path(f'out/sample_{i}.gif').read_bytes()

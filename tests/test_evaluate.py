@@ -90,7 +90,7 @@ def evaluated(run, capsys):
         capsys.readouterr()
         assert evaluate.main([str(run), *argv]) == 0
         out = capsys.readouterr().out
-        path = Path(out.splitlines()[-1][len('Kept in '):])
+        path = Path(out.splitlines()[-1][len('Saved to '):])
         assert path.parent == run / 'evaluations'
         return json.loads(path.read_text()), path.name, out
 
@@ -148,7 +148,7 @@ def test_a_result_that_cannot_be_kept(run, capsys, place):
     before = os.listdir('results')
     assert evaluate.main([str(run)]) == 1
     *_, bound, line = capsys.readouterr().out.splitlines()
-    assert 'Negative variational bound' in bound and line.startswith('The result could not be kept: ')
+    assert 'Negative variational bound' in bound and line.startswith('The result could not be saved: ')
     assert os.listdir('results') == before
 
 

@@ -102,7 +102,7 @@ def test_colour_becomes_grey_with_a_line(tmp_path):
     for path in ('png', 'array.npy'):
         images = load(str(tmp_path / path))
         assert set(images.splits['train'][:, 0]) == {76}  # 0.299 * 255
-        assert images.lines[1] == 'The images were made grey and shuffled.'
+        assert images.lines[1] == 'The images were converted to grey and shuffled.'
 
 
 def test_transpose(tmp_path):
@@ -184,7 +184,7 @@ def test_pixels_that_cannot_be_intensities(tmp_path, low, high, dtype):
     np.save(tmp_path / 'a.npy', images)
     line = error_line(str(tmp_path / 'a.npy'))
     assert f'{tmp_path}/a.npy has pixels from ' in line
-    assert 'expected are integers from 0 to 255' in line
+    assert 'expected integers from 0 to 255' in line
 
 
 def test_pictures_and_idx_files_of_zeros_and_ones(tmp_path):
@@ -197,7 +197,7 @@ def test_pictures_and_idx_files_of_zeros_and_ones(tmp_path):
 @pytest.mark.parametrize('shape', [(7,), (7, 3), (7, 2, 3, 5), (7, 3, 4, 5, 3), (0, 3, 3)])
 def test_arrays_that_are_no_images(tmp_path, shape):
     np.save(tmp_path / 'a.npy', np.zeros(shape))
-    assert f'in the shape {shape}; expected are images' in error_line(str(tmp_path / 'a.npy'))
+    assert f'in the shape {shape}; expected images' in error_line(str(tmp_path / 'a.npy'))
 
 
 # Damaged files
@@ -250,7 +250,7 @@ NO_IMAGES = {  # how to make a file, and what is said of it
     'pickled.npy': (lambda path: np.save(path, np.array([{}], dtype=object)), 'Object arrays cannot'),
     'text.npy': (lambda path: path.write_text('0 1 2'), 'cannot be read'),
     'text.npz': (lambda path: path.write_text('0 1 2'), 'cannot be read'),
-    'names.npz': (lambda path: np.savez(path, images=numbered(7), labels=np.arange(7)), 'expected are x_train and'),
+    'names.npz': (lambda path: np.savez(path, images=numbered(7), labels=np.arange(7)), 'expected x_train and'),
     'test.npz': (lambda path: np.savez(path, x_test=numbered(7)), 'images for test, but none for training'),
     'bomb.npz': (make_bomb, 'takes more than'),
     'shape.npy': (lambda path: path.write_bytes(npy_header(2 ** 50)), 'cannot be read'),

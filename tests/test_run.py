@@ -400,7 +400,7 @@ def test_complete_run_says_so_and_changes_nothing(run, capsys):
     before = contents(run)
     assert resume(run) == resume(run, '-t', '32') == 0  # a run does not get shorter
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == f'{run} is complete. A larger --num_train_samples trains on.' and not err
+    assert out.splitlines()[-1] == f'{run} is complete. To train on, give a larger --num_train_samples.' and not err
     assert contents(run) == before
 
 

@@ -126,12 +126,3 @@ def test_gif_shows_every_picture_for_its_time():
         assert file.info['loop'] == 0 and file.disposal_method == 1  # each frame stays below the next
     assert [time for _, time in shown] == [50, 150, 750]  # equal neighbours are one frame
     assert all((pixels == rgb(picture)).all() for (pixels, _), picture in zip(shown, (a, b, c)))
-
-
-@pytest.mark.parametrize('pictures', [noisy_tiles(3, (1, 1), 1), noisy_tiles(3, (3, 70), 1), noisy_tiles(1),
-                                      [render.table(noisy_tiles(3), 2, 1)] * 2])
-def test_gif_of_any_size(pictures):
-    with Image.open(io.BytesIO(render.gif(pictures))) as file:
-        assert file.size == pictures[0].size
-        file.seek(file.n_frames - 1)
-        assert (rgb(file) == rgb(pictures[-1])).all()

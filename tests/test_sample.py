@@ -157,12 +157,6 @@ def test_steps(attention_run, reconstruct):
             assert (rows[58 * i:58 * i + 56, 58 * column:58 * column + 56] == tile).all()
 
 
-def test_steps_are_spread_from_first_to_last(monkeypatch):
-    monkeypatch.setattr(paint.render, 'with_headings', lambda _, headings: headings)
-    steps = paint.sheet([paint.Painting(np.zeros((65, 28, 28)), [], None)])
-    assert steps == ['1', '8', '15', '22', '29', '36', '43', '50', '57', '64']
-
-
 def test_shipped_models():
     sample.main(['-n', '1', '-o', 'out'])
     for shown, drawn in zip(frames(ROOT / 'assets' / 'draw_w_attn_0.gif')[:65], frames('out/sample_0.gif')):

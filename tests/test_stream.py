@@ -18,18 +18,10 @@ def test_bernoulli_with_the_intensity_as_mean(binarization):
     n = 4000
     intensities = np.tile(np.arange(256, dtype=np.uint8), (n, 1))
     pixels = stream.binarize(intensities, binarization, np.random.default_rng(0))
-    assert pixels.dtype == np.float32
-    assert pixels.shape == intensities.shape
-    assert set(np.unique(pixels)) == {0, 1}
+    assert (pixels.dtype, pixels.shape, set(np.unique(pixels))) == (np.float32, intensities.shape, {0, 1})
     p = np.arange(256) / 255
     assert np.all(abs(pixels.mean(axis=0) - p) <= 5 * np.sqrt(p * (1 - p) / n))  # exact for p = 0 and p = 1
     assert abs((pixels.mean(axis=0) - p).mean()) < 5 * np.sqrt((p * (1 - p)).mean() / n / 256)
-
-
-def test_threshold():
-    pixels = stream.binarize(np.array([[0, 1, 127], [128, 200, 255]], dtype=np.uint8), 'threshold', None)
-    assert pixels.dtype == np.float32
-    np.testing.assert_array_equal(pixels, [[0, 0, 0], [1, 1, 1]])
 
 
 def test_evaluation_images_are_drawn_once_each_with_its_own_numbers():

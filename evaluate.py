@@ -40,11 +40,10 @@ def parse_args(parser, argv=None):
 def evaluate(args, contexts):
     """Load the run and its images, and compute; returns the result, as it is kept. Raises cli.UserError."""
     net, config, path = params.load_run(args.run, contexts)
-    config['arguments'] = vars(config['arguments'])
     data = load_of_run(config, [args.split], args.dataset, args.data_dir, args.transpose)
     for line in data.lines:
         cli.say(line)
-    binarization = args.binarization or config['arguments']['binarization'].replace('dynamic', 'static')
+    binarization = args.binarization or config['arguments'].binarization.replace('dynamic', 'static')
     images, draws = stream.evaluation_images(data.splits[args.split][:args.num_images], binarization), args.num_draws
     batch_size = min(args.batch_size, len(images))
     batch_size += -batch_size % len(contexts)

@@ -102,11 +102,10 @@ def run(args):
     _check_size(args, net)
     images = None
     if args.reconstruct:
-        arguments = vars(config['arguments'])
-        data = load_of_run({**config, 'arguments': arguments}, ['test'], args.dataset, args.data_dir)
+        data = load_of_run(config, ['test'], args.dataset, args.data_dir)
         for line in data.lines:
             cli.say(line)
-        images = stream.evaluation_images(data.splits['test'][:args.num_samples], arguments['binarization'])
+        images = stream.evaluation_images(data.splits['test'][:args.num_samples], config['arguments'].binarization)
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)
     samples = os.path.join(args.run, 'samples')
     folder = os.path.dirname(args.file) if args.file else cli.shown(args.output_dir or samples)

@@ -87,14 +87,13 @@ def read(run):
     Raises cli.UserError, also where its model cannot be read.
     """
     net, stored, _ = params.load_run(run)
-    stored['arguments'] = vars(stored['arguments'])
     bounds = curves.read(os.path.join(run, 'curves.csv'))
     bounds = bounds[bounds['split'] == 'validation']
     kl_t = curves.read(os.path.join(run, 'kl_per_step.csv'), curves.kl_columns(net.num_steps))
     if not len(bounds) or not len(kl_t):
         raise cli.UserError(f'{run} has no validation in curves.csv or kl_per_step.csv')
     test = load_of_run(stored, ['test']).splits['test'][:4]
-    return stored, stream.evaluation_images(test, stored['arguments']['binarization']), bounds, kl_t
+    return stored, stream.evaluation_images(test, stored['arguments'].binarization), bounds, kl_t
 
 
 def make(run, name, images, kl_t):
@@ -126,7 +125,7 @@ def main(argv=None):
         for name, (_, images, _, kl_t) in found.items():
             make(runs[name], name, images, kl_t)
         arguments = [(stored['arguments'], bounds) for stored, _, bounds, _ in found.values()]
-        bounds = [(each['attention'], table) for each, table in arguments if each['dataset'] == 'mnist']
+        bounds = [(each.attention, table) for each, table in arguments if each.dataset == 'mnist']
         if bounds:
             _save('curves.png', curves_figure(bounds))
 

@@ -26,14 +26,9 @@ class Images(NamedTuple):
     lines: list   # to print: what the images are and, if anything, what was done to them
 
 
-def absolute(path):
-    """The absolute path, as text; a leading ~ is the home folder."""
-    return os.path.abspath(os.path.expanduser(path))
-
-
 def dataset_name(text):
     """The name of a data set, or else the absolute path that the text stands for."""
-    return text if text in DATASETS else absolute(text)
+    return text if text in DATASETS else cli.absolute(text)
 
 
 def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=False):
@@ -71,7 +66,7 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
         The images are missing, damaged, not those of the name, or not intensities.
     """
     name, notes = dataset_name(dataset), set()
-    path = None if name == 'synthetic' else Path(absolute(data_dir) if name in DATASETS else name)
+    path = None if name == 'synthetic' else Path(cli.absolute(data_dir) if name in DATASETS else name)
     if transpose and name in DATASETS:
         raise DataError(f'--transpose is for your own images, not for {name}')
     if name == 'synthetic':
@@ -104,13 +99,13 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
 def load_of_run(config, splits, dataset=None, data_dir=None, transpose=False):
     """Load the images of a run, or those of another `dataset` in the run's size; otherwise like `load`.
 
-    `config` is the content of the run's config.json: its 'arguments', and as 'images' the facts of its images, which
+    `config` is what `runs.config.read` returns: the run's 'arguments', and as 'images' the facts of its images, which
     runs of older versions have not recorded. Raises DataError where the run's images are no longer the same.
     """
     arguments = config['arguments']
-    images = load(dataset or arguments['dataset'], data_dir or arguments['data_dir'],
-                  (arguments['input_height'], arguments['input_width']), splits,
-                  transpose if dataset else arguments.get('transpose', False))
+    images = load(dataset or arguments.dataset, data_dir or arguments.data_dir,
+                  (arguments.input_height, arguments.input_width), splits,
+                  transpose if dataset else arguments.transpose)
     if not dataset:
         same_images(config.get('images'), images.facts)
     return images

@@ -167,9 +167,14 @@ def text(value):
     return value
 
 
+def absolute(path):
+    """The absolute path, as text; a leading ~ is the home folder."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def path(value):
-    """The absolute path, with ~ expanded."""
-    return os.path.abspath(os.path.expanduser(text(value)))
+    """The absolute path that a flag names."""
+    return absolute(text(value))
 
 
 def _number(kind, low, high):

@@ -5,7 +5,10 @@ import os
 import signal
 import struct
 import tracemalloc
+import types
 import zipfile
+
+from system import cli
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 
 from dataset import images as limits
 from dataset.images import DataError
-from dataset.load import SPLITS, absolute, dataset_name, load, load_of_run, same_images
+from dataset.load import SPLITS, dataset_name, load, load_of_run, same_images
 from idx import TEST, TRAIN, error_line, idx_bytes, numbered, numbers, write_idx
 
 
@@ -301,7 +304,12 @@ def test_paths_are_kept_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert dataset_name('mnist') == 'mnist'
-    assert dataset_name('./mnist') == absolute('~/mnist') == absolute('mnist') == str(tmp_path / 'mnist')
+    assert dataset_name('./mnist') == cli.absolute('~/mnist') == cli.absolute('mnist') == str(tmp_path / 'mnist')
+
+
+def arguments(dataset, side):
+    return types.SimpleNamespace(dataset=dataset, data_dir=cli.absolute('data'), input_height=side, input_width=side,
+                                 transpose=False)
 
 
 @pytest.fixture
@@ -312,8 +320,7 @@ def config(tmp_path, monkeypatch):
     images = load('own', splits=('train', 'validation'))
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path / 'elsewhere')
-    return {'arguments': {'dataset': images.name, 'data_dir': absolute('data'), 'input_height': 4, 'input_width': 4},
-            'images': images.facts}
+    return {'arguments': arguments(images.name, 4), 'images': images.facts}
 
 
 def test_a_run_finds_its_images_from_another_folder(config, tmp_path):
@@ -344,5 +351,4 @@ def test_moved_images_are_the_same(config, tmp_path):
 
 
 def test_an_old_run_has_no_facts():
-    arguments = {'dataset': 'synthetic', 'data_dir': 'data', 'input_height': 28, 'input_width': 28}
-    assert load_of_run({'arguments': arguments}, ['test']).splits['test'].shape == (2000, 784)
+    assert load_of_run({'arguments': arguments('synthetic', 28)}, ['test']).splits['test'].shape == (2000, 784)

@@ -179,13 +179,12 @@ def read(folder):
 
 def _stored(arguments):
     """Arguments from config.json, parsed as flags; those of a version that did not have a flag get its default."""
-    words = []
-    for action in build_parser()._actions[1:]:  # all but --help
+    parser, words = build_parser(), []
+    for action in parser._actions[1:]:  # all but --help
         value = arguments.get(action.dest)
         if value is not None and value is not False:
             words.append(f'--{action.dest}' if value is True else f'--{action.dest}={value}')
     os.fsencode(' '.join(words))  # raises for text that JSON can hold, but no path
-    parser = build_parser()
     parser.error = _refuse
     args = parser.parse_args(words)
     if not args.input_height:

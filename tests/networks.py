@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from mxnet import autograd
 
+import core
 import oracle
-from core import (
-    DRAW,
-    STATIC,
-    DRAWLoss,
-    NoAttentionRead,
-    NoAttentionWrite,
-    SelectiveAttentionRead,
-    SelectiveAttentionWrite,
-)
 
 SHAPE = (5, 7)  # height, width
 PIXELS = SHAPE[0] * SHAPE[1]
@@ -26,15 +18,16 @@ NO_ATTENTION = {'read_size': None, 'write_size': None}
 MODELS = [pytest.param(ATTENTION, id='attention'), pytest.param(NO_ATTENTION, id='no attention')]
 MIXED = [pytest.param({'read_size': 2, 'write_size': None}, id='attention read only'),
          pytest.param({'read_size': None, 'write_size': 3}, id='attention write only')]
-MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'), pytest.param(STATIC, id='static')]
+MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'), pytest.param(core.STATIC, id='static')]
 
 
 def build(sizes, image_shape=SHAPE, num_steps=T, units=UNITS, latent_dim=LATENT):
     """A network with initial parameters. A size of None means 'without attention', as in the oracle."""
     read_size, write_size = sizes['read_size'], sizes['write_size']
-    read = NoAttentionRead() if read_size is None else SelectiveAttentionRead(read_size, image_shape)
-    write = NoAttentionWrite(image_shape) if write_size is None else SelectiveAttentionWrite(write_size, image_shape)
-    net = DRAW(read, write, image_shape, num_steps, units, latent_dim)
+    read = core.NoAttentionRead() if read_size is None else core.SelectiveAttentionRead(read_size, image_shape)
+    write = (core.NoAttentionWrite(image_shape) if write_size is None
+             else core.SelectiveAttentionWrite(write_size, image_shape))
+    net = core.DRAW(read, write, image_shape, num_steps, units, latent_dim)
     net.initialize()
     return net
 
@@ -100,7 +93,7 @@ def step(net, x, eps, forward=None, loss=None):
     x, eps = to_nd(x, eps)
     with autograd.record():
         outputs = (forward or net)(x, eps)
-        reconstruction, kl = (loss or DRAWLoss())(*outputs, x)
+        reconstruction, kl = (loss or core.DRAWLoss())(*outputs, x)
         bound = reconstruction + kl
     bound.backward()
     names = 'canvas', 'mu', 'log_sigma', 'reconstruction', 'kl'

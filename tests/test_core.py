@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
+import core
 import oracle
-from core import (
-    DRAW,
-    STATIC,
-    DRAWLoss,
-    NoAttentionRead,
-    NoAttentionWrite,
-    SelectiveAttentionRead,
-    SelectiveAttentionWrite,
-    filterbank,
-    kl_per_step,
-)
 from networks import (
     ATTENTION,
     BATCH,
@@ -57,7 +47,7 @@ def test_outputs_and_losses_are_those_of_the_equations(sizes, num_steps, batch):
     outputs = net(x_nd, eps_nd)
     for name, actual in zip(('canvas', 'mu', 'log_sigma'), outputs):
         assert_same(actual, expected[name], message=name)
-    for name, actual, value in zip(('reconstruction', 'kl'), DRAWLoss()(*outputs, x_nd), expected_loss):
+    for name, actual, value in zip(('reconstruction', 'kl'), core.DRAWLoss()(*outputs, x_nd), expected_loss):
         assert_same(actual, value, rtol=1e-5, atol=1e-4, message=name)
 
 
@@ -89,7 +79,7 @@ def test_full_resolution_windows_are_the_network_without_attention():
 # The filterbank
 
 def of_arrays(params, N, image_shape):
-    return [array.asnumpy() for array in filterbank(mx.nd, mx.nd.array(params), N, image_shape)]
+    return [array.asnumpy() for array in core.filterbank(mx.nd, mx.nd.array(params), N, image_shape)]
 
 
 def of_oracle(params, N, image_shape):
@@ -138,7 +128,7 @@ def test_filters_stay_normalised_and_differentiable_at_the_extremes(N):
     params = mx.nd.array(grid)
     params.attach_grad()
     with autograd.record():
-        F_x, F_y, gamma = filterbank(mx.nd, params, N, SHAPE)
+        F_x, F_y, gamma = core.filterbank(mx.nd, params, N, SHAPE)
         weighted = [F * mx.nd.array(np.random.uniform(size=F.shape[1:])).expand_dims(0) for F in (F_x, F_y)]
         total = weighted[0].sum() + weighted[1].sum() + gamma.sum()
     total.backward()
@@ -181,7 +171,7 @@ def test_reconstruction_by_hand():
     """p = 3/4, 1/4, 1/2 for x = 1, 0, 1/4: log 4/3 twice, log 2."""
     canvas = mx.nd.array([[math.log(3), -math.log(3), 0]])
     zeros = mx.nd.zeros((1, 1, 1))
-    reconstruction, _ = DRAWLoss()(canvas, zeros, zeros, mx.nd.array([[1, 0, 0.25]]))
+    reconstruction, _ = core.DRAWLoss()(canvas, zeros, zeros, mx.nd.array([[1, 0, 0.25]]))
     assert_same(reconstruction, np.array([2 * math.log(4 / 3) + math.log(2)]), rtol=1e-6, atol=0)
 
 
@@ -192,8 +182,8 @@ def test_kl_counts_its_constant_for_every_latent_dimension():
     mu[0] = 1
     log_sigma[1] = math.log(2)
     steps = np.array([[3 * 0.5], [3 * (1.5 - math.log(2))]])
-    assert_same(kl_per_step(mx.nd, mu, log_sigma), steps, rtol=1e-5, atol=0)
-    _, kl = DRAWLoss()(mx.nd.zeros((1, 2)), mu, log_sigma, mx.nd.zeros((1, 2)))
+    assert_same(core.kl_per_step(mx.nd, mu, log_sigma), steps, rtol=1e-5, atol=0)
+    _, kl = core.DRAWLoss()(mx.nd.zeros((1, 2)), mu, log_sigma, mx.nd.zeros((1, 2)))
     assert_same(kl, steps.sum(axis=0), rtol=1e-5, atol=0)
 
 
@@ -204,7 +194,7 @@ def test_loss_of_large_logits():
     zeros = mx.nd.zeros((1, 1, 1))
     canvas.attach_grad()
     with autograd.record():
-        reconstruction, _ = DRAWLoss()(canvas, zeros, zeros, x)
+        reconstruction, _ = core.DRAWLoss()(canvas, zeros, zeros, x)
     reconstruction.backward()
     assert_same(reconstruction, np.array([2.75e4]), rtol=1e-6, atol=0)
     assert_same(canvas.grad, np.array([[1, -1, 0, 0, 0.75]]), rtol=0, atol=1e-6)
@@ -236,7 +226,7 @@ SCHEDULE = [(True, 6), (True, 6), (False, 10), (True, 6), (True, 2), (True, 6)] 
 def run_schedule(sizes, hybridize):
     """{(phase, name): array}: outputs, losses and gradients, in the order in which a run uses the network."""
     net, _ = build_random(sizes, hybridize=hybridize)
-    loss, found = DRAWLoss(), {}
+    loss, found = core.DRAWLoss(), {}
     if hybridize is not None:
         loss.hybridize(**hybridize)
     trainer = gluon.Trainer(net.collect_params(), 'sgd', {'learning_rate': 1e-3})
@@ -255,7 +245,7 @@ def run_schedule(sizes, hybridize):
 @pytest.mark.parametrize('sizes', MODELS)
 def test_every_execution_mode_gives_the_same_outputs_and_gradients(sizes):
     expected = run_schedule(sizes, None)
-    for hybridize in ({}, STATIC):
+    for hybridize in ({}, core.STATIC):
         assert_close(run_schedule(sizes, hybridize), expected)
 
 
@@ -264,12 +254,12 @@ def test_first_recorded_step_may_have_two_forward_passes(sizes):
     """With static_shape, MXNet 1.9.1 gets the gradients of all later steps wrong."""
     def gradients_of(net, seeds):
         with autograd.record():
-            bounds = [mx.nd.add_n(*DRAWLoss()(*net(x, eps), x)) for x, eps in
+            bounds = [mx.nd.add_n(*core.DRAWLoss()(*net(x, eps), x)) for x, eps in
                       (to_nd(*random_inputs(seed=seed)) for seed in seeds)]
         autograd.backward(bounds)
         return gradients(net)
 
-    compiled, imperative = (build_random(sizes, hybridize=mode)[0] for mode in (STATIC, None))
+    compiled, imperative = (build_random(sizes, hybridize=mode)[0] for mode in (core.STATIC, None))
     for seeds in ((0, 1), (2,), (3, 4)):
         assert_close(gradients_of(compiled, seeds), gradients_of(imperative, seeds))
 
@@ -290,8 +280,8 @@ def test_optimize_for_calls_hybridize_as_gluon_does():
 @pytest.mark.parametrize('sizes', MODELS)
 def test_training_does_not_leak_memory(sizes, updates, limit):
     """A 2-D concat under autograd leaks about 3 KB a call: one in a step is 1.9 MB over 80 updates, 9 over 400."""
-    net, _ = build_random(sizes, hybridize=STATIC, num_steps=8)
-    loss = DRAWLoss()
+    net, _ = build_random(sizes, hybridize=core.STATIC, num_steps=8)
+    loss = core.DRAWLoss()
     trainer = gluon.Trainer(net.collect_params(), 'adam')
     x, eps = random_inputs(num_steps=8)
     for update in range(20 + updates):
@@ -305,7 +295,7 @@ def test_training_does_not_leak_memory(sizes, updates, limit):
 
 # What the network refuses
 
-@pytest.mark.parametrize('block', [SelectiveAttentionRead, SelectiveAttentionWrite])
+@pytest.mark.parametrize('block', [core.SelectiveAttentionRead, core.SelectiveAttentionWrite])
 @pytest.mark.parametrize('image_shape', [(5, 7), (7, 5)])
 def test_filters_are_at_most_as_many_as_pixels_of_the_shorter_side(block, image_shape):
     for filter_size in (1, 5):
@@ -320,16 +310,17 @@ def test_filters_are_at_most_as_many_as_pixels_of_the_shorter_side(block, image_
     (2 ** 16, 2 ** 16, 3, 6, 4)])
 def test_sizes_out_of_range_are_refused(height, width, num_steps, units, latent_dim):
     with pytest.raises(ValueError, match=f'num_steps={num_steps}, num_recurrent_units={units}'):
-        DRAW(NoAttentionRead(), NoAttentionWrite((height, width)), (height, width), num_steps, units, latent_dim)
+        core.DRAW(core.NoAttentionRead(), core.NoAttentionWrite((height, width)), (height, width), num_steps, units,
+                  latent_dim)
 
 
 @pytest.mark.parametrize('read, write', [
-    (lambda: SelectiveAttentionRead(2, (7, 5)), lambda: NoAttentionWrite((5, 7))),
-    (NoAttentionRead, lambda: SelectiveAttentionWrite(2, (7, 5))),
-    (NoAttentionRead, lambda: NoAttentionWrite((7, 5)))])
+    (lambda: core.SelectiveAttentionRead(2, (7, 5)), lambda: core.NoAttentionWrite((5, 7))),
+    (core.NoAttentionRead, lambda: core.SelectiveAttentionWrite(2, (7, 5))),
+    (core.NoAttentionRead, lambda: core.NoAttentionWrite((7, 5)))])
 def test_blocks_for_another_image_shape_are_refused(read, write):
     with pytest.raises(ValueError, match=r'\(7, 5\).*\(5, 7\)'):
-        DRAW(read(), write(), (5, 7), num_steps=2, num_recurrent_units=3, latent_dim=2)
+        core.DRAW(read(), write(), (5, 7), num_steps=2, num_recurrent_units=3, latent_dim=2)
 
 
 @pytest.mark.parametrize('x_shape, eps_shape', [

@@ -1,5 +1,4 @@
 """Event files for TensorBoard, written by mxboard."""
-import contextlib
 import os
 import time
 
@@ -16,17 +15,6 @@ except TypeError:  # of protobuf
                              'process that has imported tensorboard') from None
 
 
-@contextlib.contextmanager
-def naming(path):
-    """Name the file in an OSError. mxboard turns the OSError of `open` into a ValueError."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        error = error.__context__ if isinstance(error, ValueError) else error
-        error.filename = error.filename or path
-        raise error from None
-
-
 class Events(EventsWriter):
     """A new event file in `folder`; TensorBoard drops all steps above `seen` that earlier ones hold.
 
@@ -37,16 +25,14 @@ class Events(EventsWriter):
         # TensorBoard reads files in the order of their names, and clocks can be set back: the number comes first.
         self.path = os.path.join(folder, f'{len(os.listdir(folder)):06d}.events')
         super().__init__(self.path, verbose=False)
-        with naming(self.path):
-            self.init_with_suffix('')
+        self.init_with_suffix('')
         self.path = self._filename
         self._write(file_version='brain.Event:2')
         self._write(step=seen + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, **event):
-        with naming(self.path):
-            self.write_event(Event(wall_time=time.time(), **event))
-            self.flush()
+        self.write_event(Event(wall_time=time.time(), **event))
+        self.flush()
 
     def add(self, seen, content):
         """Write what a function of mxboard.summary returns."""

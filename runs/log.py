@@ -12,7 +12,7 @@ import numpy as np
 
 from pictures import curves, paint
 from runs import params
-from runs.events import Events, naming, summary
+from runs.events import Events, summary
 
 SPLITS = ('train', 'validation')
 _PARTS = {'read': 'read', 'enc': 'encoder', 'q': 'posterior', 'dec': 'decoder', 'write': 'write'}
@@ -20,7 +20,7 @@ _NUM_PREVIEWS, _PREVIEW_SEED = 6, 0  # the same noise every time, so that pictur
 
 
 class Log:
-    """Records a run. Every method but `close` raises an OSError that names the file, on a full disk for instance.
+    """Records a run. Every method but `close` raises an OSError on a full disk, for instance.
 
     Parameters
     ----------
@@ -37,8 +37,6 @@ class Log:
         curves.cut(self._path('curves.csv'), curves.COLUMNS, seen)
         curves.cut(self._path('kl_per_step.csv'), curves.kl_columns(arguments['num_steps']), seen)
         for split in SPLITS:
-            if os.path.islink(self._path(split)):  # a stranger's run could lead elsewhere
-                raise cli.UserError(f'{self._path(split)} is a symbolic link')
             os.makedirs(self._path(split), exist_ok=True)
             self._events[split] = Events(self._path(split), seen)
         self._events['train'].add_table('configuration', seen, arguments)
@@ -47,7 +45,7 @@ class Log:
         return os.path.join(self._folder, name)
 
     def _append(self, name, cells):
-        with naming(self._path(name)), open(self._path(name), 'a') as file:
+        with open(self._path(name), 'a') as file:
             file.write(curves.line(cells))
 
     def bound(self, split, seen, reconstruction, kl, **optimization):
@@ -104,7 +102,7 @@ class Log:
         """Return when everything is on the disk, so that no checkpoint is ahead of its log."""
         events = [events.path for events in self._events.values()]
         for path in [self._path('curves.csv'), self._path('kl_per_step.csv'), *events]:
-            with naming(path), open(path, 'a') as file:
+            with open(path, 'a') as file:
                 os.fsync(file.fileno())
 
     def close(self):

@@ -1,5 +1,4 @@
 """What a run records, what it keeps of that when it resumes, and what TensorBoard shows."""
-import errno
 import io
 import os
 import re
@@ -111,33 +110,15 @@ def test_every_point_can_be_read_at_once(log, tmp_path):
     assert head == 'samples_seen,kl_1,kl_2' and line.startswith('1000000001,2.5,0.33333')
 
 
-@pytest.mark.parametrize('end', [
-    '', '32,train,1,', '32,validation,1,2,3,4,5,6', '24,train,1\n', '24,train,1,2,3,4,5,__import__("os")\n',
-    '24,train,1,2,3,4,5,6,7\n', '\0\n\n\xff,\n'])
+@pytest.mark.parametrize('end', ['', '3', '32,train,1,', '32,validation,1,2,3,4,5,6'])
 def test_resumed_run_keeps_whole_lines_up_to_its_checkpoint(log, tmp_path, end):
     for seen in (16, 32, 48, 64):
         log.bound('train', seen, 3., 2.)
-    with open(tmp_path / 'curves.csv', 'a', encoding='latin-1') as file:
+    with open(tmp_path / 'curves.csv', 'a') as file:
         file.write(end)
     Log(str(tmp_path), ARGUMENTS, seen=32).close()
     assert list(read_curves(tmp_path, 'train')['samples_seen']) == [16, 32]
     assert (tmp_path / 'curves.csv').read_text().count('\n') == 3
-
-
-@pytest.mark.parametrize('name', ['curves.csv', 'kl_per_step.csv'])
-@pytest.mark.parametrize('make', [
-    os.mkfifo, lambda path: path.symlink_to('mine'), lambda path: path.symlink_to(path.name),
-    lambda path: path.symlink_to('/dev/zero'), lambda path: path.write_bytes(b'PK\3\4\xff' * 999),
-    lambda path: path.write_text('other\n1,1,1\n8,train,1,1,1,1,1,1\n')], ids=range(6))
-def test_stranger_s_csv_file_gives_way(tmp_path, name, make):
-    (tmp_path / 'mine').write_text('mine\n1\n')
-    make(tmp_path / name)
-    log = Log(str(tmp_path), ARGUMENTS, seen=16)
-    log.bound('train', 32, 3., 2.)
-    log.kl_per_step(32, np.ones(T))
-    log.close()
-    assert (tmp_path / name).read_text().count('\n') == 2 and not (tmp_path / name).is_symlink()
-    assert (tmp_path / 'mine').read_text() == 'mine\n1\n'
 
 
 # Event files
@@ -161,18 +142,6 @@ def test_mxboard_that_cannot_be_imported_is_one_line():
 
 
 # The disk
-
-def test_file_that_cannot_be_written_is_named(log, tmp_path, monkeypatch):
-    (tmp_path / 'curves.csv').unlink()
-    (tmp_path / 'curves.csv').symlink_to('/dev/full')
-    with pytest.raises(OSError) as error:
-        log.bound('train', 16, 3., 2.)
-    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / 'curves.csv'))
-    monkeypatch.setattr('socket.gethostname', lambda: 'no/folder')  # a part of an event file's name
-    with pytest.raises(FileNotFoundError) as error:
-        Log(str(tmp_path), ARGUMENTS)
-    assert error.value.filename.startswith(f'{tmp_path}/train/')
-
 
 def test_sync_reaches_every_file(log, tmp_path, monkeypatch):
     found = set()
@@ -202,19 +171,6 @@ def test_view_leaves_out_the_start_and_nothing_else(log, tmp_path):
         log.bound('validation', seen, bound, 0.)
     low, high = curves.figure(curves.read(tmp_path / 'curves.csv')).axes[0].get_ylim()
     assert 80 < low < 89.1 and 190 < high < 200
-
-
-@pytest.mark.parametrize('backend', ['module://matplotlib_inline.backend_inline', 'svg'])
-def test_backend_in_the_environment_costs_no_curves(log, tmp_path, backend):
-    """That of a Jupyter kernel, which need not be installed here. One that matplotlib knows stays in force."""
-    log.bound('train', 16, 3., 2.)
-    code = ('import os, sys; from pictures import curves; picture = curves.png(curves.read("curves.csv"))\n'
-            'open("own.png", "wb").write(picture); import matplotlib\n'
-            'print("matplotlib.pyplot" in sys.modules, os.environ["MPLBACKEND"], matplotlib.get_backend())')
-    loaded, environment, used = python('-c', code, folder=tmp_path, MPLBACKEND=backend).stdout.split()
-    assert (loaded, environment) == ('False', backend) and (used == 'svg' or backend != 'svg')
-    log.save_curves()
-    assert (tmp_path / 'own.png').read_bytes() == (tmp_path / 'curves.png').read_bytes()
 
 
 # A real TensorBoard

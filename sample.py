@@ -4,9 +4,7 @@
   python sample.py RUN --reconstruct   # ten test images
   python sample.py RUN --grid all.gif  # a hundred samples
 """
-import contextlib
 import os
-import tempfile
 
 from system import cli, devices, files
 
@@ -57,29 +55,6 @@ def _check_size(args, net):
         raise cli.UserError(f'{pixels:,} pixels in a file, more than {_MAX_PIXELS:,}: lower --scale or --num_samples')
 
 
-def _finite(painting):
-    if not (painting.probabilities >= 0).all():  # nan
-        raise cli.UserError('the canvases that this model paints are not finite')
-    return painting
-
-
-@contextlib.contextmanager
-def _writable(folder):
-    """Create a folder if it is missing, and remove it again where nothing was written. Raises UserError."""
-    is_new = not os.path.isdir(folder)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # or painting would be for nothing
-            pass
-    except OSError as error:
-        raise cli.UserError(f'cannot write in {folder}: {error.strerror}') from None
-    try:
-        yield
-    finally:
-        if is_new and not os.listdir(folder):
-            os.rmdir(folder)
-
-
 def _write(args, paintings, folder, prefix):
     """Write what the flags ask for, and return the names of the files."""
     boxes = not args.no_boxes
@@ -107,13 +82,11 @@ def run(args):
             cli.say(line)
         images = stream.evaluation_images(data.splits['test'][:args.num_samples], config['arguments'].binarization)
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)
-    samples = os.path.join(args.run, 'samples')
-    folder = os.path.dirname(args.file) if args.file else cli.shown(args.output_dir or samples)
-    if os.path.abspath(folder) == samples and os.path.islink(samples):
-        raise cli.UserError(f'{samples} is a symbolic link; choose another folder with --output_dir')
+    folder = os.path.dirname(args.file) if args.file else args.output_dir or os.path.join(args.run, 'samples')
+    os.makedirs(folder, exist_ok=True)
     paintings = paint.paint(net, args.seed, total, images=images)
-    with _writable(folder), cli.progress('painting', total, 'images', iterable=paintings) as bar:
-        names = _write(args, map(_finite, bar), folder, f'{kind}_seed{args.seed}' if args.seed else kind)
+    with cli.progress('painting', total, 'images', iterable=paintings) as bar:
+        names = _write(args, bar, cli.shown(folder), f'{kind}_seed{args.seed}' if args.seed else kind)
     cli.say(f'{total} {kind}{"s" if total > 1 else ""} of {cli.shown(path)}: {names}')
 
 

@@ -4,11 +4,12 @@
   python train_mnist.py --dataset ~/photos    # your images
   python train_mnist.py --resume results/RUN  # continue
 """
+import os
 import shlex
 import sys
 import time
 
-from system import cli, devices, files
+from system import cli, devices
 
 import numpy as np
 from mxnet import autograd
@@ -115,7 +116,8 @@ def finish(training, images, run):
               'num_images': len(images), 'samples_seen': training.seen}
     run.log.result(training.seen, result)
     try:
-        folder = files.make_folder(run.path('samples'))
+        folder = run.path('samples')
+        os.makedirs(folder, exist_ok=True)
         paint.write_gifs(paint.paint(training.net, 0, num_samples=NUM_GIFS), folder, 'sample')
         samples = f'{NUM_GIFS} samples: {cli.shown(folder)}/sample_0.gif ... sample_{NUM_GIFS - 1}.gif'
     except OSError as error:  # pictures keep no run from finishing

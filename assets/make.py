@@ -39,7 +39,7 @@ def compact_model(run, folder):
     if 'images' in kept:
         kept['images'] = {**kept['images'], 'path': 'data'}
     os.makedirs(folder, exist_ok=True)
-    params.save(os.path.join(folder, 'best.safetensors'), net, params.arrays_of(net, 'float16'))
+    params.save(os.path.join(folder, 'best.safetensors'), params.arrays_of(net, 'float16'))
     files.write_json(os.path.join(folder, 'config.json'), kept)
 
 

@@ -1,9 +1,9 @@
 """A run: its folder, the one process that may train in it, what is written there, and how it ends."""
 import contextlib
 import fcntl
-import math
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -74,11 +74,7 @@ class Run:
         if not os.path.lexists(path) and 'validation' not in self.config:
             return None
         arrays, state = params.load(path, net, params.GROUPS)
-        best, counts = state.get('best_bound'), [state.get('samples_seen'), state.get('num_updates')]
-        if not (all(type(count) is int and 0 < count < 2 ** 53 for count in counts)
-                and (best is None or type(best) is float and math.isfinite(best))):
-            raise cli.UserError(f'{path} is damaged: it does not say how far the run had come')
-        if best is not None:
+        if state['best_bound'] is not None:
             params.load(self.path(params.BEST), net)  # the end of the run needs it
         return arrays, state
 
@@ -100,6 +96,9 @@ class Run:
         if not self.folder:
             self.folder = create(self.args)
             self._stack.enter_context(lock(self.folder))
+        for name in os.listdir(self.folder):
+            if name.endswith('.tmp'):  # of a process that was killed
+                os.remove(self.path(name))
         files.write_json(self.path('config.json'), self.config)
         self.log = Log(self.folder, arguments, training.seen)
         if before != computed:
@@ -113,12 +112,12 @@ class Run:
 
     def save_best(self):
         """Write best.safetensors."""
-        params.save(self.path(params.BEST), self._training.net, params.arrays_of(self._training.net))
+        params.save(self.path(params.BEST), params.arrays_of(self._training.net))
 
     def save_checkpoint(self):
         """Write checkpoint.safetensors; everything logged so far is on the disk before."""
         self.log.sync()
-        params.save(self.path(params.CHECKPOINT), self._training.net, *self._training.state())
+        params.save(self.path(params.CHECKPOINT), *self._training.state())
 
     def load_best(self):
         """The arrays of best.safetensors of worker 0, put into the network of every worker."""
@@ -163,7 +162,7 @@ class Run:
         gpus = ['--gpu'] if self.args.gpu else ['--gpus', self.args.gpus] if self.args.gpus else []
         resume = ''
         if self.folder:
-            resume = f'Continue with: {cli.command(*script, "--resume", cli.shown(self.folder), *gpus)}'
+            resume = f'Continue with: {shlex.join([*script, "--resume", cli.shown(self.folder), *gpus])}'
         if isinstance(error, (Stopped, KeyboardInterrupt)):
             if is_new and not trained:
                 return 'Stopped before the first step.', 130
@@ -173,7 +172,7 @@ class Run:
         if isinstance(error, NotFinite) and seen:
             rate = f'-r {self.args.learning_rate / 10:g}'
             if os.path.exists(self.path(params.BEST)):
-                again = cli.command('python', cli.shown(SCRIPT), '--init', cli.shown(self.folder))
+                again = shlex.join(['python', cli.shown(SCRIPT), '--init', cli.shown(self.folder)])
                 return f'train_mnist.py: {error}. The best parameters are kept; start from them with: {again} {rate}', 1
             return f'train_mnist.py: {error}. Try a smaller learning rate: {rate}', 1
         if isinstance(error, (cli.UserError, OSError, MemoryError, mx.MXNetError)):

@@ -2,8 +2,6 @@
 import argparse
 import contextlib
 import os
-import re
-import shlex
 import signal
 import sys
 
@@ -24,13 +22,6 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog, doc=''):
         super().__init__(prog, argparse.SUPPRESS, doc, formatter_class=_Formatter, allow_abbrev=False)
-
-    def parse_known_args(self, args=None, namespace=None):
-        words = []
-        for word in sys.argv[1:] if args is None else args:
-            glued = re.fullmatch('(-[a-z]{2})([^=].*)', word)  # argparse takes -hh32 for -h
-            words += glued.groups() if glued and glued[1] in self._option_string_actions else [word]
-        return super().parse_known_args(words, namespace)
 
     def error(self, message):
         self.exit(2, f'{self.prog}: error: {printable(message)}\n')
@@ -88,35 +79,21 @@ class Stop:
 
 
 def start(main):
-    """Run a command's `main`, and exit with what it returns. SIGTERM is Ctrl-C; a second one of them kills."""
-    def interrupt(*_):
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
+    """Run a command's `main`, and exit with what it returns. SIGTERM is Ctrl-C."""
+    if hasattr(sys, 'ps1'):  # Jupyter's %run: the process outlives the command
+        sys.exit(main())
 
     def report(unraisable):  # an object of MXNet that Ctrl-C leaves half made cannot delete itself
         if not str(getattr(unraisable.object, '__module__', '')).startswith('mxnet'):
             sys.__unraisablehook__(unraisable)
 
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    notebook = hasattr(sys, 'ps1')  # Jupyter's %run: the process goes on
-    if not notebook:
-        sys.unraisablehook = report
+    sys.unraisablehook = report
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main()
     except SystemExit as end:
         code = end.code
-    except RuntimeError as error:
-        if notebook or 'MXNetError' not in [kind.__name__ for kind in type(error).__mro__]:
-            raise
-        say(f'{os.path.basename(sys.argv[0])}: error: {printable(reason(error))}', sys.stderr)
-        code = 2
-    finally:
-        if notebook:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    if code in (1, 2) and not notebook:
+    if code in (1, 2):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
         os._exit(code)  # at a regular end, MXNet may abort, or print its last error again
@@ -155,18 +132,6 @@ def shown(path):
     return path if relative.startswith('..') else relative
 
 
-def command(*words):
-    """A command line that can be pasted into a shell."""
-    return shlex.join(map(str, words))
-
-
-def text(value):
-    """Text that is not empty, as "$RUN" is where RUN is not set."""
-    if not value or '\0' in value:
-        raise argparse.ArgumentTypeError(f'{value!r} is not a name')
-    return value
-
-
 def absolute(path):
     """The absolute path, as text; a leading ~ is the home folder."""
     return os.path.abspath(os.path.expanduser(path))
@@ -174,7 +139,9 @@ def absolute(path):
 
 def path(value):
     """The absolute path that a flag names."""
-    return absolute(text(value))
+    if not value:  # as "$RUN" is where RUN is not set
+        raise argparse.ArgumentTypeError('the path is empty')
+    return absolute(value)
 
 
 def _number(kind, low, high):

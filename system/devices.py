@@ -33,11 +33,12 @@ def set_environment():
 
 def add_flags(parser, fused=True):
     """Add the flags that choose the device, and --fused where the operator can be used."""
-    add = parser.add_argument
-    add('--gpu', action='store_true', help='use the first GPU')
-    add('--gpus', metavar='LIST', help='divide every batch among these GPUs: 0,1')
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument('--gpu', action='store_true', help='use the first GPU')
+    one.add_argument('--gpus', metavar='LIST', help='divide every batch among these GPUs: 0,1')
     if fused:
-        add('--fused', choices=('auto', 'on', 'off'), default='auto',
+        parser.add_argument(
+            '--fused', choices=('auto', 'on', 'off'), default='auto',
             help='on the CPU, compute with the operator in fused/, which needs a C compiler; auto: if there is one')
 
 

@@ -91,7 +91,7 @@ def make_parameters_huge(folder):
     """Let the best parameters be finite, but too large to compute with."""
     net = params.load_net(folder)
     huge = {name: np.full_like(array, 1e38) for name, array in params.arrays_of(net).items()}
-    params.save(str(Path(folder) / params.BEST), net, huge)
+    params.save(str(Path(folder) / params.BEST), huge)
 
 
 def checkpoint_of(folder):

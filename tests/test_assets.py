@@ -77,7 +77,7 @@ def test_curves_stand_beside_the_papers():
 
 @pytest.mark.parametrize('argv, message', [
     ([], 'required: RUN NAME'), (['run', 'model', 'other'], "'other' has no NAME"), (['RUN', '../a'], 'not a plain'),
-    (['RUN', 'model', 'nowhere', 'other'], 'nowhere'), (['RUN', 'model', 'unvalidated', 'other'], 'no validation')])
+    (['RUN', 'model', 'nowhere', 'other'], 'nowhere'), (['RUN', 'model', 'unvalidated', 'other'], 'curves.csv')])
 def test_bad_arguments_make_nothing(made, run, capsys, argv, message):
     Path('unvalidated').mkdir()
     for name in ('config.json', 'best.safetensors'):

@@ -14,8 +14,8 @@ from system import cli, files
 import pytest
 
 import train_mnist
-from commands import python, started
-from small_runs import ARGV, ROOT, TIME_OUT, one_line, train
+from commands import started
+from small_runs import ARGV, ROOT, TIME_OUT, train
 
 # Output
 
@@ -102,12 +102,6 @@ def test_signals_end_an_evaluation_without_a_word(run, number, times):
         assert process.communicate(timeout=TIME_OUT) == ('', '')
     assert process.returncode in ([130] if times == 1 else [130, -number])
     assert not os.path.exists(run / 'evaluations')
-
-
-@pytest.mark.parametrize('name, argv', [('evaluate.py', ['RUN']), ('train_mnist.py', ['--resume', 'RUN', '-t', '64'])])
-def test_an_error_of_mxnet_is_what_mxnet_said(run, name, argv):
-    done = python(ROOT / name, *(run if word == 'RUN' else word for word in argv), MXNET_ENGINE_TYPE='None')
-    assert done.returncode == 2 and one_line(done.stderr) == f'{name}: error: MXNetError: Cannot find Engine None'
 
 
 def test_processes_that_write_one_file_wait_for_each_other(tmp_path):

@@ -46,9 +46,9 @@ def test_names_and_defaults():
 
 
 @pytest.mark.parametrize('name', [name for name, (short, _) in FLAGS.items() if short])
-def test_a_flag_and_its_value_can_be_written_in_five_ways(name):
+def test_a_flag_and_its_value_can_be_written_in_four_ways(name):
     long, short = f'--{name}', FLAGS[name][0]
-    for words in [long, '6'], [f'{long}=6'], [short, '6'], [f'{short}=6'], [f'{short}6']:
+    for words in [long, '6'], [f'{long}=6'], [short, '6'], [f'{short}=6']:
         default = '--attention', '-hh', '28', '-ww', '28'
         assert vars(parse(*default, *words)) == {**vars(parse(*default)), name: 6}
 
@@ -89,7 +89,7 @@ def test_numbers(capsys, flag):
 
 
 @pytest.mark.parametrize('argv, reason', [
-    (['-hhx'], "'x'"), (['-s'], 'expected one argument'), (['--binarization', 'none'], 'none'), (['extra'], 'extra'),
+    (['-s'], 'expected one argument'), (['--binarization', 'none'], 'none'), (['extra'], 'extra'),
     (['--epochs', '3'], '--epochs'), (['--num_train', '10'], '--num_train'), (['--gpu=1'], '--gpu'),
     (['--dataset', 'cifar'], 'cifar does not exist'), (['--gpus', 'all'], "'all' is not a list"),
     (['--gpus', '0,0'], "'0,0'"), (['--gpus', ''], "''"),
@@ -139,7 +139,6 @@ BAD_RUNS = {
     'config cut short': rewrite('config.json', lambda content: content[:-20]),
     'config of a larger network': lambda folder: change_config(folder, {'num_recurrent_units': 9}),
     'no parameters': remove_parameters,
-    'parameters are a pipe': lambda folder: (remove_parameters(folder), os.mkfifo(folder / 'best.safetensors')),
     'parameters with a changed byte': rewrite('best.safetensors', lambda content: content[:-1] + b'\x01')}
 
 

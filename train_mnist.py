@@ -26,21 +26,8 @@ NUM_GIFS = 10
 
 
 def train(training, images, validation_images, run):
-    """Train until args.num_train_samples are seen, or a signal asks to stop.
-
-    Parameters
-    ----------
-    training : Training
-    images : stream.TrainingStream
-    validation_images : numpy.ndarray
-        (n, height * width).
-    run : Run
-
-    Raises
-    ------
-    Stopped, runs.training.NotFinite, OSError
-    """
-    args, recent, speeds, mark = training.args, [], [], time.perf_counter()
+    """Train until args.num_train_samples are seen. Raises Stopped where a signal ends it sooner, NotFinite, OSError."""
+    args, recent, mark = training.args, [], time.perf_counter()
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
 
     def is_due(frequency):
@@ -62,13 +49,11 @@ def train(training, images, validation_images, run):
             stopping = run.stops()  # read once per step; a later signal waits for the next one
             if stopping or is_due(args.log_freq) or is_due(args.val_freq):
                 bound, reconstruction, kl, norm = np.mean(recent, axis=0).tolist()
-                speeds.append(len(recent) * args.batch_size / (time.perf_counter() - mark))
+                speed = len(recent) * args.batch_size / (time.perf_counter() - mark)
                 run.log.bound('train', training.seen, reconstruction, kl, gradient_norm=norm, learning_rate=rate,
-                              samples_per_second=speeds[-1])
+                              samples_per_second=speed)
                 bar.set_postfix_str(f'bound {bound:.2f}, KL {kl:.2f}')
                 recent = []
-                if len(speeds) == 2:  # the first one includes building the graph; a validation is a third of the work
-                    announce(speeds[-1], total - training.seen + len(validation_images) / 3)
             if is_due(args.val_freq):  # even when stopping: --resume would skip this validation
                 validate(training, validation_images[:args.num_val_samples], run)
             elif stopping or (args.checkpoint_freq and is_due(args.checkpoint_freq)):
@@ -77,12 +62,6 @@ def train(training, images, validation_images, run):
                 raise Stopped
             if not recent:
                 mark = time.perf_counter()
-
-
-def announce(speed, remaining):
-    """Print how long the run will take, unless that is less than a minute."""
-    if remaining > 60 * speed:
-        cli.say(f'{speed:,.0f} samples/s: about {remaining / speed / 60:,.0f} min to go, final validation included')
 
 
 def validate(training, images, run):

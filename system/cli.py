@@ -112,14 +112,10 @@ def say(text, file=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-class _Bar(tqdm):
-    monitor_interval = 0  # starts no thread
-
-
 def progress(what, total, unit, initial=0, iterable=None):
     """A bar that fits 80 columns, in a terminal only."""
-    return _Bar(iterable, what, total, initial=initial, unit=f' {unit}', smoothing=0.1, dynamic_ncols=True,
-                bar_format='{desc} {percentage:3.0f}%|{bar:10}| {remaining}, {rate_fmt}{postfix}',
+    return tqdm(iterable, what, total, initial=initial, unit=f' {unit}', smoothing=0.1, dynamic_ncols=True,
+                bar_format='{desc} {percentage:3.0f}%|{bar:10}| {remaining} left, {rate_fmt}{postfix}',
                 disable=not (sys.stderr and sys.stderr.isatty()))
 
 

@@ -13,7 +13,6 @@ from system import cli, files
 
 import pytest
 
-import train_mnist
 from commands import started
 from small_runs import ARGV, ROOT, TIME_OUT, train
 
@@ -56,19 +55,8 @@ def test_the_bar_fits_80_columns(workplace, monkeypatch):
     train()
     lines = re.split('[\r\n]', terminal.getvalue())
     assert max(map(len, lines)) <= 80
-    whole = re.compile(r'training 100%\|.{10}\| \d\d:\d\d, .*samples/s, bound \d+\.\d\d, KL \d+\.\d\d *')
+    whole = re.compile(r'training 100%\|.{10}\| \d\d:\d\d left, .*samples/s, bound \d+\.\d\d, KL \d+\.\d\d *')
     assert any(map(whole.fullmatch, lines))
-
-
-def test_the_time_to_go_includes_the_final_validation(workplace, monkeypatch, capsys):
-    told = []
-    monkeypatch.setattr(train_mnist, 'announce', lambda speed, remaining: told.append(remaining))
-    train()
-    assert told == [48 - 16 + 10 / 3]  # after the second point of the curves
-    monkeypatch.undo()
-    train_mnist.announce(10, 600)
-    train_mnist.announce(10, 6000)
-    assert capsys.readouterr().out.splitlines()[-1] == '10 samples/s: about 10 min to go, final validation included'
 
 
 # A notebook

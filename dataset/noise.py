@@ -7,17 +7,8 @@ import numpy as np
 def generator(seed, purpose, position=0):
     """A random generator that is a pure function of the arguments.
 
-    Parameters
-    ----------
-    seed : int
-    purpose : str
-        What the numbers are for; two purposes get independent numbers.
-    position : int
-        The number of samples seen, for example: (seed, position) is all that a run needs to resume.
-
-    Returns
-    -------
-    numpy.random.Generator
+    Two purposes (text) get independent numbers. The position is the number of samples seen, for example: the seed and
+    that number are all that a run needs to resume.
     """
     key = (zlib.crc32(purpose.encode()), position)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))

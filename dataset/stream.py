@@ -13,19 +13,9 @@ BINARIZATIONS = ('dynamic', 'static', 'threshold')
 
 
 def binarize(intensities, binarization, rng):
-    """Pixels 0 or 1 from intensities.
+    """Pixels 0 or 1 from intensities: Bernoulli with p = intensity / 255, or intensity / 255 > 0.5 ('threshold').
 
-    Parameters
-    ----------
-    intensities : uint8 array
-    binarization : str
-        'dynamic' and 'static': Bernoulli with p = intensity / 255; 'threshold': intensity / 255 > 0.5.
-    rng : numpy.random.Generator
-        Gives one 64-bit number for each pixel, in order; not used by 'threshold'.
-
-    Returns
-    -------
-    float32 array of the same shape
+    The generator gives one 64-bit number for each pixel, in order.
     """
     if binarization not in BINARIZATIONS:
         raise ValueError(f'binarization must be one of {", ".join(BINARIZATIONS)}, not {binarization}')
@@ -35,19 +25,9 @@ def binarize(intensities, binarization, rng):
 
 
 def evaluation_images(intensities, binarization, first=0):
-    """Binarize once and for all, independent of any seed, so that all runs are compared on the same pixels.
+    """Binarize (n, pixels) once and for all, independent of any seed, so that all runs are compared on the same pixels.
 
-    Parameters
-    ----------
-    intensities : uint8 array (n, pixels)
-    binarization : str
-        'dynamic' and 'static' give the same pixels.
-    first : int
-        Number of the first image: image i of every split gets the same random numbers.
-
-    Returns
-    -------
-    float32 array (n, pixels) of 0 and 1
+    Image i of every split gets the same random numbers; `first` is the number of the first one here.
     """
     rng = _generator_at(0, 'fixed pixels', first * intensities.shape[1])
     pixels = np.empty(intensities.shape, dtype=np.float32)
@@ -67,15 +47,8 @@ class TrainingStream:
     """The endless stream of training images: every epoch is a fresh permutation of all images.
 
     An image of the stream is a function of the seed and its number alone. So a run can resume anywhere, and workers
-    that share a batch get together what one worker would get.
-
-    Parameters
-    ----------
-    intensities : uint8 array (n, pixels), or dataset.two_digits.TwoDigits
-    binarization : str
-        'dynamic': pixels drawn anew each time an image is used; 'static': drawn once, the same for every
-        seed; 'threshold': not drawn.
-    seed : int
+    that share a batch get together what one worker would get. `intensities` are uint8 (n, pixels), or a TwoDigits.
+    Dynamic binarization draws pixels anew each time an image is used, static binarization once, the same for any seed.
     """
 
     def __init__(self, intensities, binarization, seed):

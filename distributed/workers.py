@@ -26,23 +26,11 @@ class Alone(contextlib.AbstractContextManager):
     """A group of one worker, and what Workers inherit from it.
 
     All workers run the same code, each on its part of every batch, and call the same methods in the same order.
-
-    Parameters
-    ----------
-    kvstore : str
-        The KVStore that adds up the gradients of several contexts: 'local' or 'device'.
-
-    Attributes
-    ----------
-    rank, size : int
-        Number of this worker, from 0 on, and number of workers.
-    scratch : str or None
-        Temporary folder to use instead of the run's, at every worker but worker 0.
-    launcher : list of str
-        Words between `python` and a script that start a group like this one.
     """
 
-    rank, size, scratch, launcher = 0, 1, None, []
+    rank, size = 0, 1
+    scratch = None  # a temporary folder to use instead of the run's, at every worker but worker 0
+    launcher = []  # words between `python` and a script that start a group like this one
 
     def __init__(self, kvstore='device'):
         self._kvstore, self._keys = mx.kv.create(kvstore), set()
@@ -92,12 +80,7 @@ class Workers(Alone):
     """Several workers (--kvstore dist_sync): a context whose end waits for all of them.
 
     An exception ends the process at once, with the code of a SystemExit, or a traceback and code 1: otherwise MXNet
-    would wait for the other workers, and they for this one.
-
-    Parameters
-    ----------
-    timeout : float
-        Seconds without a word from the others after which the process ends with one line and exit code 1.
+    would wait for the other workers, and they for this one. `timeout` seconds without a word from them end it too.
     """
 
     def __init__(self, timeout):

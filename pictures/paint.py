@@ -25,22 +25,9 @@ empty without attention. `input` (height, width): the reconstructed image, None 
 
 
 def paint(net, seed, num_samples=None, images=None):
-    """Draw samples from the prior, or reconstruct images.
+    """Yield the Paintings of samples from the prior, or of reconstructions of binary images, (n, height * width).
 
-    Parameters
-    ----------
-    net : DRAW
-        Initialized; the first of its contexts does the work.
-    seed : int
-        Of the noise. A painting depends on the seed and its number alone, except for the last bits.
-    num_samples : int, optional
-        Number of samples.
-    images : numpy.ndarray, optional
-        Images to reconstruct instead, shape (n, height * width), values 0 or 1.
-
-    Yields
-    ------
-    Painting
+    A painting depends on the seed of the noise and its number alone, except for the last bits.
     """
     ctx, shape = net.h_enc_0.list_ctx()[0], net.image_shape
     purpose, total = ('sample', num_samples) if images is None else ('reconstruction', len(images))
@@ -81,22 +68,8 @@ def _grid(paintings, t, scale, boxes, light=False):
 
 
 def frames(paintings, scale, boxes=True):
-    """The frames of a GIF of one painting or of many.
-
-    Parameters
-    ----------
-    paintings : iterable of Painting
-        All of them are kept in memory.
-    scale : int
-        Screen pixels per image pixel and side.
-    boxes : bool, optional
-        Draw the attention windows: green where a step reads, red where it writes.
-
-    Yields
-    ------
-    PIL.Image.Image
-        The canvases c_0 .. c_T, and c_T again without windows, which would hide the finished image.
-    """
+    """Yield the frames of a GIF of one painting or of many: the canvases c_0 .. c_T, with boxes for the attention
+    windows, green where a step reads and red where it writes; and c_T again without boxes, which would hide it."""
     paintings = list(paintings)
     last = len(paintings[0].probabilities) - 1
     for t, drawn in [*((t, boxes) for t in range(last + 1)), (last, False)]:

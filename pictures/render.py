@@ -29,20 +29,10 @@ def probabilities(canvases):
 
 
 def window_boxes(windows, filter_size, image_shape):
-    """The rectangles spanned by the centres of the outermost filters (Eqns. 19-24); a point for one filter.
+    """The rectangles spanned by the centres of the outermost filters (Eqns. 19-24) of windows (..., 5).
 
-    Parameters
-    ----------
-    windows : numpy.ndarray
-        Shape (..., 5): the five numbers of Eqn. 21 in the order of core.py.
-    filter_size : int
-    image_shape : tuple of int
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (..., 5): left, top, right, bottom and the filters' standard deviation sigma, in image pixels from the
-        image's corner, so that the first pixel has its centre at 0.5. A row is nan where its window is not finite.
+    Returns (..., 5): left, top, right, bottom and the filters' standard deviation sigma, in image pixels from the
+    image's corner, so that the first pixel has its centre at 0.5. A row is nan where its window is not finite.
     """
     rows = np.reshape(windows, (-1, 5))
     mu_x, mu_y, sigma2 = (array.asnumpy() for array in
@@ -54,20 +44,11 @@ def window_boxes(windows, filter_size, image_shape):
 
 
 def tile(values, scale, boxes=(), light=False):
-    """One enlarged image with its attention windows.
+    """One enlarged image, values (height, width) in [0, 1], with its attention windows.
 
-    As in the paper's figures, lines are as wide as sigma; from one screen pixel to two image pixels.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        Shape (height, width), in [0, 1]; nan is black.
-    scale : int
-        Screen pixels per image pixel and side.
-    boxes : list of tuple, optional
-        (WRITE_COLOUR or READ_COLOUR, row of `window_boxes`); later ones lie on top, and nan is left out.
-    light : bool, optional
-        Use a third of the greys, and lines one screen pixel wide: for many small images in one GIF.
+    `boxes` are pairs (WRITE_COLOUR or READ_COLOUR, row of `window_boxes`). As in the paper's figures, lines are as wide
+    as sigma; from one screen pixel to two image pixels. `light`, for many small images in one GIF, takes a third of the
+    greys, and lines one screen pixel wide.
     """
     every = _EVERY if light else 1
     greys = np.rint(np.clip(np.nan_to_num(values), 0, 1) * (len(_GREYS) - 1) / every) * every

@@ -33,17 +33,10 @@ def log_weight(reconstruction, mu, log_sigma, eps):
 
 
 class Evaluator:
-    """Computes bounds, batch by batch; each batch is divided among the workers and their devices.
+    """Computes bounds, batch by batch; each batch is divided among the workers of a group and their devices.
 
-    Parameters
-    ----------
-    net : core.DRAW
-    forward : callable
-        `net`, or the operator that computes it: (x, eps) to (canvas, mu, log_sigma).
-    contexts : list of mxnet.Context
-    batch_size : int
-        Images at a time, of all workers together. It changes the last bits of a result at most.
-    group : distributed.workers.Alone
+    `forward` is the core.DRAW `net`, or the operator that computes it. The size of the batches changes the last bits of
+    a result at most.
     """
 
     def __init__(self, net, forward, contexts, batch_size, group):

@@ -20,16 +20,9 @@ _NUM_PREVIEWS, _PREVIEW_SEED = 6, 0  # the same noise every time, so that pictur
 
 
 class Log:
-    """Records a run. Every method but `close` raises an OSError on a full disk, for instance.
+    """Records a run in its folder. A run that resumes at `seen` training samples loses what was recorded later.
 
-    Parameters
-    ----------
-    folder : str
-        The run's folder.
-    arguments : dict
-        The run's arguments, `num_steps` among them. TensorBoard shows them as a table.
-    seen : int, optional
-        Training samples seen at the checkpoint that the run resumes from. What was recorded later is removed.
+    Every method but `close` raises OSError, on a full disk for instance.
     """
 
     def __init__(self, folder, arguments, seen=0):

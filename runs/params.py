@@ -51,20 +51,8 @@ def set_arrays(net, arrays):
 
 
 def save(path, arrays, state=None):
-    """Write a parameter file, whole or not at all.
-
-    Parameters
-    ----------
-    path : str
-    arrays : dict of str to numpy.ndarray
-        float32 or float16.
-    state : dict, optional
-        Whatever JSON can hold.
-
-    Raises
-    ------
-    OSError
-    """
+    """Write a parameter file, whole or not at all: arrays of float32 or float16 by name, and a dict for JSON. Raises
+    OSError."""
     text = json.dumps({'sha256': _NO_CHECKSUM, **(state or {})}, allow_nan=False)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors reads raw memory
     content = bytearray(safetensors.numpy.save(arrays, {'draw': text}))
@@ -74,25 +62,10 @@ def save(path, arrays, state=None):
 
 
 def load(path, net, groups=('',)):
-    """Read a parameter file. Nothing in it is executed.
+    """The arrays of a parameter file, float32 by name, and its state. Nothing in it is executed.
 
-    Parameters
-    ----------
-    path : str
-    net : core.DRAW
-        Need not be initialized.
-    groups : tuple of str
-        What precedes the parameters' names: the file must hold each parameter once for each of these, and nothing else.
-
-    Returns
-    -------
-    arrays : dict of str to numpy.ndarray, float32
-    state : dict
-
-    Raises
-    ------
-    cli.UserError
-        The file is damaged, foreign, or belongs to another network.
+    The file must hold each parameter of the network once for each of the `groups`, prefixes of their names, and nothing
+    else. Raises cli.UserError where it is damaged, foreign, or of another network.
     """
     try:
         with open(path, 'rb') as file:
@@ -117,18 +90,8 @@ def load(path, net, groups=('',)):
 
 
 def load_run(folder, contexts=None):
-    """The network of a run with its best parameters, or with those of the checkpoint before the first validation.
-
-    Returns
-    -------
-    net : core.DRAW
-    config : dict, from `runs.config.read`
-    path : str, of the parameter file
-
-    Raises
-    ------
-    cli.UserError
-    """
+    """The network of a run with its best parameters, or with those of the checkpoint before the first validation; what
+    `runs.config.read` returns; and the path of the parameter file. Raises cli.UserError."""
     config = configs.read(folder)
     try:
         net = build_net(config['arguments'])

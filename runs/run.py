@@ -28,25 +28,12 @@ class Stopped(Exception):
 
 
 class Run:
-    """A run of train_mnist.py from its lock to its exit code.
+    """A context: a run of train_mnist.py from its lock to its exit code.
 
-    A context. However its body ends, leaving it draws the curves, closes the log, prints the one line that says what to
-    do next, and ends the program with the exit code. A new run that fails before its first step leaves no folder.
-    Workers other than 0 have a temporary folder, so that all of them run the same code.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        With `resume`, the folder of that run is locked and its config.json is read.
-    command : str
-    facts : dict
-        What `dataset` says of the images. A resumed run must have the same ones.
-    group : distributed.workers.Alone
-
-    Raises
-    ------
-    cli.UserError
-        Nothing was changed.
+    However its body ends, leaving it draws the curves, closes the log, prints the one line that says what to do next,
+    and ends the program with the exit code. A new run that fails before its first step leaves no folder. Workers other
+    than 0 have a temporary folder, so that all of them run the same code. Raises cli.UserError where the run to resume
+    is in use or had other images than those of `facts`.
     """
 
     def __init__(self, args, command, facts, group):
@@ -200,10 +187,7 @@ def create(args):
 
 @contextlib.contextmanager
 def lock(folder):
-    """Hold a run's folder for this process. The system releases it when the process ends, however it does.
-
-    Raises cli.UserError where another process holds it, where there is no such folder, or where there are no locks.
-    """
+    """Hold a run's folder for this process, however it ends. Raises cli.UserError where that is impossible."""
     with contextlib.ExitStack() as stack:
         try:
             file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -21,38 +21,19 @@ class NotFinite(cli.UserError):
 class Training:
     """A network, its optimizer, and how far they have come.
 
-    Every batch is divided evenly among the workers, and each part among that worker's devices. Images and noise are
-    functions of their number in the stream, so that every division gives the same step.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        The flags of train_mnist.py; batch_size is that of all workers together.
-    contexts : list of mxnet.Context
-    group : distributed.workers.Alone
-        The workers that train together.
-
-    Attributes
-    ----------
-    net : core.DRAW
-    forward : callable
-        `net`, or the fused operator that computes it.
-    loss : core.DRAWLoss
-    seen : int
-        Training samples so far.
-    best_bound : float
-        Of all validations, nats.
+    Every batch is divided evenly among the workers of the `group`, and each part among that worker's devices. Images
+    and noise are functions of their number in the stream, so that every division gives the same step.
     """
 
     def __init__(self, args, contexts, group):
         self.args, self.contexts, self.group = args, contexts, group
-        self.seen, self.best_bound = 0, float('inf')
+        self.seen, self.best_bound = 0, float('inf')  # training samples; lowest validation bound, nats
         mx.random.seed(args.seed)
         self.net, self.loss = params.build_net(args), core.DRAWLoss()
         self.net.initialize(ctx=contexts)
         for block in (self.net, self.loss):
             block.hybridize(static_alloc=True)
-        self.forward = accelerate(self.net, contexts, args.fused)
+        self.forward = accelerate(self.net, contexts, args.fused)  # the net, or the operator that computes it
         self._part = args.batch_size // group.size
         self._evaluator = Evaluator(self.net, self.forward, contexts, args.batch_size, group)
         self._parameters = params.of(self.net)
@@ -67,13 +48,8 @@ class Training:
         return how if self.group.size == 1 else f'{self.group.size} workers with {how}'
 
     def batch(self, images):
-        """The next training images and their noise on each device: a list of x (batch, height * width) and one of eps
-        (num_steps, batch, latent_dim).
-
-        Parameters
-        ----------
-        images : dataset.stream.TrainingStream
-        """
+        """The next images of a TrainingStream and their noise on each device: a list of x (batch, height * width) and
+        one of eps (num_steps, batch, latent_dim)."""
         args, first = self.args, self.seen + self._part * self.group.rank
         x = images.batch(first, self._part)
         eps = noise(args.seed, 'noise', first, self._part, args.num_steps, args.latent_dim)
@@ -92,19 +68,8 @@ class Training:
     def update(self, losses):
         """Sum the gradients of all devices and workers, clip their norm, and make a step of Adam.
 
-        Parameters
-        ----------
-        losses : list of (reconstruction, kl), NDArray, each (batch,)
-            Of each device's part.
-
-        Returns
-        -------
-        bound, reconstruction, kl and the gradient's norm before clipping: means over the batch, nats per image
-
-        Raises
-        ------
-        NotFinite
-            Parameters and optimizer are as before.
+        Takes each device's (reconstruction, kl). Returns bound, reconstruction, kl and the gradient's norm before
+        clipping, means over the batch in nats per image. Raises NotFinite, and leaves the parameters as they were.
         """
         self.group.sum_gradients(list(self._parameters.values()))
         gradients = [[parameter.grad(ctx) for parameter in self._parameters.values()] for ctx in self.contexts]

@@ -33,7 +33,7 @@ _PAPER = {True: 80.97, False: 87.40}  # nats on MNIST's test images (Table 2), w
 def compact_model(run, folder):
     """Write the model of a run in half precision, and its config.json without the paths of this machine."""
     net, stored, _ = params.load_run(run)
-    kept = {name: stored[name] for name in ('images', 'computed_by', 'versions', 'validation') if name in stored}
+    kept = {name: stored[name] for name in ('images', 'versions', 'validation') if name in stored}
     own = {'data_dir': 'data', 'logdir': 'results', 'init': None, 'resume': None}
     kept['arguments'] = {**vars(stored['arguments']), **own}
     if 'images' in kept:

@@ -73,12 +73,10 @@ class Run:
 
     def begin(self, training):
         """Write config.json into the run's folder, which is created if this is a new run, and open the log."""
-        computed = training.description()
-        before = self.config.get('computed_by', computed)
         arguments = {name: value for name, value in vars(self.args).items() if name != 'resume'}
         kept = {name: self.config[name] for name in ('command', 'validation') if name in self.config}
-        self.config = {'arguments': arguments, 'images': self._facts, 'computed_by': computed, 'versions': versions(),
-                       **kept, 'resumed_with' if self._resumes else 'command': self._command}
+        self.config = {'arguments': arguments, 'images': self._facts, 'versions': versions(), **kept,
+                       'resumed_with' if self._resumes else 'command': self._command}
         self._training, self._began_at = training, training.seen
         if not self.folder:
             self.folder = create(self.args)
@@ -88,9 +86,6 @@ class Run:
                 os.remove(self.path(name))
         files.write_json(self.path('config.json'), self.config)
         self.log = Log(self.folder, arguments, training.seen)
-        if before != computed:
-            cli.say(cli.printable(f'Note: computed by {before} before, by {computed} now; the parameters will differ '
-                                  'in their last bits from those of an uninterrupted run.'))
         start = f', continued at {training.seen:,} training samples' if training.seen else ''
         cli.say(f'Run folder: {cli.shown(self.folder)}{start}')
 
@@ -147,9 +142,7 @@ class Run:
             return '', 0
         script = ('python', *self._group.launcher, cli.shown(SCRIPT))
         gpus = ['--gpu'] if self.args.gpu else ['--gpus', self.args.gpus] if self.args.gpus else []
-        resume = ''
-        if self.folder:
-            resume = f'Continue with: {shlex.join([*script, "--resume", cli.shown(self.folder), *gpus])}'
+        resume = self.folder and f'Continue with: {shlex.join([*script, "--resume", cli.shown(self.folder), *gpus])}'
         if isinstance(error, (Stopped, KeyboardInterrupt)):
             if is_new and not trained:
                 return 'Stopped before the first step.', 130

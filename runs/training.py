@@ -39,14 +39,6 @@ class Training:
         self._parameters = params.of(self.net)
         self._trainer = gluon.Trainer(list(self._parameters.values()), 'adam', kvstore=None)
 
-    def description(self):
-        """What computes the run; another one gives other last bits."""
-        if self.contexts[0].device_type == 'gpu':
-            how = ', '.join(map(str, self.contexts))
-        else:
-            how = 'the Gluon graph' if self.forward is self.net else 'the fused operator'
-        return how if self.group.size == 1 else f'{self.group.size} workers with {how}'
-
     def batch(self, images):
         """The next images of a TrainingStream and their noise on each device: a list of x (batch, height * width) and
         one of eps (num_steps, batch, latent_dim)."""

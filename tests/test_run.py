@@ -426,15 +426,6 @@ def test_validation_that_is_worse_leaves_the_best_parameters(run, monkeypatch):
     assert checkpoint_of(run)[1]['best_bound'] < 24
 
 
-def test_another_way_to_compute_is_told(run, capsys):
-    assert 'Note' not in capsys.readouterr().out and resume(run, '-t', '64') == 0
-    assert 'Note' not in capsys.readouterr().out and resume(run, '-t', '80', '--fused', 'off') == 0
-    assert ('Note: computed by the fused operator before, by the Gluon graph now; the parameters will differ in their '
-            'last bits') in capsys.readouterr().out
-    change_config(run, computed_by='1\n\x1b[31m')
-    assert resume(run, '-t', '96') == 0 and '\x1b' not in capsys.readouterr().out
-
-
 def test_run_in_use_is_refused(run, monkeypatch, capsys):
     with lock(run):
         assert f'{run} is in use' in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64')

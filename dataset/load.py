@@ -90,7 +90,7 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
     facts = {'dataset': name, 'path': path and str(path), 'height': shape[0], 'width': shape[1],
              'splits': {split: {'images': len(rows), 'sha256': _checksum(rows)} for split, rows in images.items()}}
     source = f' from {cli.shown(path)}{"/" if os.path.isdir(path) else ""}' if path else ''
-    lines = [f'{_count(facts, splits)} images of {shape[0]}x{shape[1]}{source}'
+    lines = [f'{_count(facts, [split for split in SPLITS if split in images])} images of {shape[0]}x{shape[1]}{source}'
              + (f' ({_LABELS[name]})' if name in DATASETS else '')]
     lines += [f'The images were {_and(sorted(notes))}.'] if notes else []
     return Images({split: images[split] for split in splits}, shape, name, facts, lines)

@@ -122,7 +122,7 @@ def test_images_keep_their_size_and_resizing_is_said(tmp_path, monkeypatch):
                             'The images were shuffled.']
     images = load('data', image_shape=(28, 28), splits=['validation'])
     assert images.splits['validation'].shape == (10, 784)
-    assert images.lines == ['10 validation images of 28x28 from data/',
+    assert images.lines == ['50 training, 10 validation and 10 test images of 28x28 from data/',
                             'The images were resized from 16x12 and shuffled.']
 
 

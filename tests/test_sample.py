@@ -108,7 +108,7 @@ def test_every_frame_has_its_own_window():
 def test_reconstructions_stand_beside_their_inputs(attention_run, capsys):
     paint_with(attention_run, '--reconstruct', '-n', '40', '-o', 'out')
     about_images, *_, about_files = capsys.readouterr().out.splitlines()
-    assert about_images.startswith('30 test images of ') and about_files.startswith('30 reconstructions of ')
+    assert about_images.startswith('150 training, 30 validation and 30 test images of ') and about_files.startswith('30 reconstructions of ')
     images = first_test_images(attention_run, 30)
     for i, image in enumerate(images):
         for frame in frames(f'out/reconstruction_{i}.gif'):

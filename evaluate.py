@@ -1,7 +1,7 @@
 """Evaluate a trained DRAW: bounds on -log p(x) of images.
 
   python evaluate.py RUN        # the variational bound
-  python evaluate.py RUN -k 50  # and with 50 draws of z
+  python evaluate.py RUN -k 50  # and a tighter one, K = 50
   python evaluate.py RUN --dataset fixed_mnist
 """
 import hashlib
@@ -30,7 +30,7 @@ def parse_args(parser, argv=None):
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of the data set's files (default: the run's)")
     add('--transpose', action='store_true', help='with --dataset: swap rows and columns')
     add('--binarization', choices=('static', 'threshold'),
-        help="draw the pixels once, or intensity > 0.5 (default: threshold if the run has it, else static)")
+        help='static: draw the pixels once; threshold: intensity > 0.5 (default: that of the run; static for dynamic)')
     add('--batch_size', '-b', type=cli.count, metavar='N', default=100, help='images at a time')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise')
     devices.add_flags(parser)
@@ -41,8 +41,7 @@ def evaluate(args, contexts):
     """Load the run and its images, and compute; returns the result, as it is kept. Raises cli.UserError."""
     net, config, path = params.load_run(args.run, contexts)
     data = load_of_run(config, [args.split], args.dataset, args.data_dir, args.transpose)
-    for line in data.lines:
-        cli.say(line)
+    cli.say('\n'.join(data.lines))
     binarization = args.binarization or config['arguments'].binarization.replace('dynamic', 'static')
     images, draws = stream.evaluation_images(data.splits[args.split][:args.num_images], binarization), args.num_draws
     batch_size = min(args.batch_size, len(images))

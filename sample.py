@@ -14,7 +14,6 @@ from pictures import paint, render
 from runs import params
 
 PRETRAINED = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'assets', 'draw_w_attn')
-_MAX_PIXELS = 2 ** 27  # in all frames of a file, with a byte of memory each
 
 
 def parse_args(parser, argv=None):
@@ -25,7 +24,7 @@ def parse_args(parser, argv=None):
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise; in the names of GIFs unless 0')
     add('--reconstruct', action='store_true', help='reconstruct test images instead, each with its input to the right')
     add('--dataset', type=dataset_name, metavar='NAME|PATH', help="with --reconstruct: images other than the run's")
-    add('--data_dir', type=cli.path, metavar='DIR', help="folder of the data set's files (default: the run's)")
+    add('--data_dir', type=cli.path, metavar='DIR', help="folder of that data set's files (default: the run's)")
     add('--scale', type=cli.count, metavar='N',
         help=f'screen pixels per image pixel and side (default: {paint.SCALE}, with --grid {paint.GRID_SCALE})')
     add('--no_boxes', action='store_true',
@@ -39,20 +38,11 @@ def parse_args(parser, argv=None):
     devices.add_flags(parser, fused=False)
     args = parser.parse_args(argv)
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
-    if args.file and (not args.file.lower().endswith(suffixes) or os.path.isdir(args.file)):
+    if args.file and not args.file.lower().endswith(suffixes):
         parser.error(f'{args.file!r} is not a file name that ends in {" or ".join(suffixes)}')
     args.num_samples = args.num_samples or (100 if args.grid else 10)
     args.scale = args.scale or (paint.GRID_SCALE if args.grid else paint.SCALE)
     return args
-
-
-def _check_size(args, net):
-    """Raise UserError for a file of so many pixels that it would take all memory."""
-    images = (args.num_samples if args.file else 1) * (11 if args.steps else 1 + args.reconstruct)
-    frames = 1 if args.file and args.file.lower().endswith('.png') else net.num_steps + 2
-    pixels = images * frames * (net.image_shape[0] + 1) * (net.image_shape[1] + 1) * args.scale ** 2
-    if pixels > _MAX_PIXELS:
-        raise cli.UserError(f'{pixels:,} pixels in a file, more than {_MAX_PIXELS:,}: lower --scale or --num_samples')
 
 
 def _write(args, paintings, folder, prefix):
@@ -74,12 +64,10 @@ def _write(args, paintings, folder, prefix):
 def run(args):
     """Paint, and write the files."""
     net, config, path = params.load_run(args.run, devices.contexts(args))
-    _check_size(args, net)
     images = None
     if args.reconstruct:
         data = load_of_run(config, ['test'], args.dataset, args.data_dir)
-        for line in data.lines:
-            cli.say(line)
+        cli.say('\n'.join(data.lines))
         images = stream.evaluation_images(data.splits['test'][:args.num_samples], config['arguments'].binarization)
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)
     folder = os.path.dirname(args.file) if args.file else args.output_dir or os.path.join(args.run, 'samples')

@@ -26,7 +26,7 @@ NUM_GIFS = 10
 
 
 def train(training, images, validation_images, run):
-    """Train until args.num_train_samples are seen. Raises Stopped where a signal ends it sooner, NotFinite, OSError."""
+    """Train until args.num_train_samples are seen. Raises Stopped if a signal ends it sooner, NotFinite and OSError."""
     args, recent, mark = training.args, [], time.perf_counter()
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
 
@@ -108,7 +108,7 @@ def finish(training, images, run):
 
 def main(argv=None):
     args = config.parse_args(argv, __doc__)
-    parser = config.build_parser()
+    parser = cli.Parser('train_mnist.py')
     command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
     with cli.one_line(parser), workers.join(args.kvstore, args.sync_timeout) as group, cli.one_line(parser):
         contexts = devices.contexts(args)
@@ -119,8 +119,7 @@ def main(argv=None):
         data = load(args.dataset, args.data_dir, config.image_shape(args), ('train', 'validation'), args.transpose)
         args.input_height, args.input_width = data.shape
         config.check_sizes(args)
-        for line in data.lines:
-            cli.say(line)
+        cli.say('\n'.join(data.lines))
         images = stream.TrainingStream(data.splits['train'], args.binarization, args.seed)
         validation_images = stream.evaluation_images(data.splits['validation'], args.binarization)
         same = {name: value for name, value in vars(args).items() if name not in config.OF_EACH_WORKER}
@@ -129,7 +128,7 @@ def main(argv=None):
             training = Training(args, contexts, group)
             training.restore(run.checkpoint(training.net) or initial)
             if run.is_complete(training):
-                cli.say(f'{cli.shown(run.folder)} is complete. To train on, give a larger --num_train_samples.')
+                cli.say(f'{cli.shown(run.folder)} is complete. To train further, give a larger --num_train_samples.')
                 return 0
             run.begin(training)
             train(training, images, validation_images, run)

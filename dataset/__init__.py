@@ -1,1 +1,1 @@
-"""Images: MNIST or synthetic digits, their binarization, and the noise that goes with them."""
+"""Named data sets and your own images: loading, binarization, and the noise that goes with them."""

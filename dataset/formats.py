@@ -43,7 +43,7 @@ def read(path):
 
 
 def parse_idx(file, source):
-    """The array of bytes in an IDX file, compressed or not, that is open for reading bytes."""
+    """The bytes of an IDX file, compressed or not, as an array; `file` is open for reading in binary."""
     compressed = file.read(2) == b'\x1f\x8b'
     file.seek(0)
     content = gzip.decompress(file.read()) if compressed else file.read()

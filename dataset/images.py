@@ -7,16 +7,16 @@ from system import cli
 import numpy as np
 from PIL import Image
 
-MAX_BYTES = 2 ** 30  # of one array: a small compressed file can unpack to more than the memory
+MAX_BYTES = 2 ** 30  # of all images of a split
 
 
 class DataError(cli.UserError):
     """The data cannot be used; the message is one line for the user."""
 
 
-def check_size(source, shape, itemsize=1):
-    """Raise DataError if an array of this shape is larger than MAX_BYTES, before it is read or drawn."""
-    if math.prod(shape) * itemsize > MAX_BYTES:
+def check_size(source, shape):
+    """Raise DataError if uint8 images of this shape take more than MAX_BYTES, before they are resized."""
+    if math.prod(shape) > MAX_BYTES:
         raise DataError(f'{source}: an array of {"x".join(map(str, shape))} takes more than {MAX_BYTES:,} bytes')
 
 

@@ -28,7 +28,7 @@ class Images(NamedTuple):
 
 def dataset_name(text):
     """The name of a data set, or else the absolute path that the text stands for."""
-    return text if text in DATASETS else cli.absolute(text)
+    return text if text in DATASETS else cli.path(text)
 
 
 def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=False):
@@ -115,7 +115,7 @@ def same_images(recorded, facts):
     """Raise DataError, with one line that names both, if the facts of a split differ from those that a run recorded."""
     both = [split for split in SPLITS if recorded and split in recorded['splits'] and split in facts['splits']]
     if any(recorded['splits'][split] != facts['splits'][split] for split in both):
-        raise DataError('the run was trained with {}; these are {}'.format(*(
+        raise DataError('the images of the run were {}; these are {}'.format(*(
             f'{_count(each, both)} images of {each["height"]}x{each["width"]} from {each["path"] or "Pillow"} '
             f'({_LABELS.get(each["dataset"], "own images")}, SHA-256 '
             f'{", ".join(each["splits"][split]["sha256"][:8] for split in both)})' for each in (recorded, facts))))

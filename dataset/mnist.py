@@ -87,8 +87,8 @@ def _download(folder, split):
                         raise ValueError(f'more than {_MAX_DOWNLOAD:,} bytes')
             images = parse_idx(io.BytesIO(content), 'the answer')
             if sha256(images) != CHECKSUMS['mnist'][split]:
-                raise ValueError('not the file of MNIST (other checksum)')
-        except Exception as error:  # a server can provoke any
+                raise ValueError("not MNIST's file: its checksum differs")
+        except Exception as error:  # a server can cause any of them
             failure = f'{url}: {" ".join(str(error).split()):.200}'
         else:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Random numbers from a seed, a purpose and a position: all that are used, but for MXNet's initial weights."""
+"""All random numbers but MXNet's initial weights, each a function of a seed, a purpose and a position."""
 import zlib
 
 import numpy as np

@@ -83,7 +83,7 @@ def parse_args(parser, argv=None):
         help='number of workers; each batch is divided evenly among them')
     add('--hosts', type=lambda text: text.split(','), metavar='A,B',
         help='start the workers on these hosts in turn, by SSH; this Python and folder must have the same paths there')
-    add('--address', metavar='IP', help='address at which the hosts reach this one, if not found')
+    add('--address', metavar='IP', help='address by which the hosts reach this one (default: detected)')
     add('command', metavar='SCRIPT', nargs=argparse.PARSER, help='script (NAME.py) or module, and its arguments')
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)

@@ -51,7 +51,7 @@ class Alone(contextlib.AbstractContextManager):
         self._kvstore.pushpull(keys, arrays)
 
     def gather(self, array, number):
-        """The NumPy arrays of the first `number` workers, to the bit; all give one of the same shape and type."""
+        """The NumPy arrays of the first `number` workers, bit for bit; all give one of the same shape and type."""
         return array[np.newaxis]
 
     def sum(self, array):

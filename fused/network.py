@@ -14,8 +14,8 @@ _STATES = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
 
 
 def accelerate(net, contexts, fused='auto'):
-    """What computes an initialized network: a `FusedDRAW`, or `net` itself on a GPU, without a C compiler, or with
-    fused='off'. Raises cli.UserError where fused='on' cannot be had."""
+    """The callable that computes an initialized network: a `FusedDRAW`, or `net` itself on a GPU, without a C compiler,
+    or with fused='off'. Raises cli.UserError where fused='on' is impossible."""
     try:
         if fused != 'off' and contexts[0].device_type == 'cpu':
             return FusedDRAW(net, devices.threads())
@@ -24,15 +24,15 @@ def accelerate(net, contexts, fused='auto'):
     except library.Unavailable as error:
         if fused == 'on':
             raise cli.UserError(f'argument --fused: {error}') from None
-        cli.say(f'Without the fused operator, training takes two to four times as long: {error}. Install one (Debian, '
-                'Ubuntu: apt install gcc), or silence this with --fused off.')
+        cli.say(f'The fused operator cannot be used: {error}. Without it, training takes two to four times as long. '
+                'Install a C compiler (Debian, Ubuntu: apt install gcc), or hide this line with --fused off.')
     return net
 
 
 class FusedDRAW:
     """A `core.DRAW` whose forward and backward pass are one operator each, on the CPU.
 
-    The same function of the same parameters, several times as fast. The result is the same to the bit for any number of
+    The same function of the same parameters, several times as fast. The result is bit-identical for any number of
     threads.
 
     Parameters
@@ -46,7 +46,7 @@ class FusedDRAW:
         be NaN.
 
     Raises ValueError as `core.DRAW` does, and for parameters with grad_req 'add', which MXNet's `autograd.Function`
-    does not know. Raises `fused.library.Unavailable` without a C compiler.
+    does not know. Raises `fused.library.Unavailable` without a C compiler, and for attention in one block only.
     """
 
     def __init__(self, net, num_threads):
@@ -81,7 +81,7 @@ class FusedDRAW:
         return (ctypes.c_long * len(values))(*values)
 
     def take_memory(self, sizes, keep):
-        """The memory that the operator works in, kept from call to call: new pages are dear."""
+        """The memory that the operator works in, kept from call to call: new pages are expensive."""
         num_bytes = 4 * self.library.draw_floats(sizes)
         self._free[keep] = [memory for memory in self._free[keep] if memory.nbytes == num_bytes + 64]
         return self._free[keep].pop() if self._free[keep] else np.zeros(num_bytes + 64, np.uint8)
@@ -98,7 +98,7 @@ class FusedDRAW:
 
 
 class _Operator(autograd.Function):
-    """One call. Of MXNet's two ways to an operator of one's own, the one that needs neither its headers nor C++."""
+    """One call, as an autograd.Function: MXNet's other interface for custom operators needs its headers and C++."""
 
     def __init__(self, fused, names):
         super().__init__()

@@ -23,7 +23,7 @@ def line(cells):
 
 
 def _lines(path):
-    """The lines of a CSV file below its header, but for one that a crash tore."""
+    """The lines of a CSV file below its header, without a last line that a crash cut short."""
     with open(path) as file:
         return [text for text in file.readlines()[1:] if text.endswith('\n')]
 

@@ -1,9 +1,11 @@
 """The flags of train_mnist.py, and config.json, in which a run keeps them."""
+import argparse
 import os
 
 from system import cli, devices, files
 
 from dataset.load import dataset_name
+from dataset.stream import BINARIZATIONS
 
 # What may change when a run is resumed; everything else decides what the run is.
 MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
@@ -12,7 +14,7 @@ OF_EACH_WORKER = 'data_dir', 'logdir', 'gpu', 'gpus', 'fused'  # may differ betw
 SIZES = 'input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim'
 _OF_MODEL = (*SIZES, 'attention', 'read_size', 'write_size')  # what --init takes from the other run
 _OF_DATA = 'dataset', 'transpose', 'data_dir', 'binarization'  # this too, unless it is given
-_MAX_SIZE, _MAX_CANVASES = 4096, 2 ** 25  # pixels of an image at all steps, 128 MiB
+_MAX_CANVASES = 2 ** 25  # pixels of an image at all steps, 128 MiB
 KL_WARMUP = 20000  # samples
 
 
@@ -25,8 +27,8 @@ def build_parser(doc=''):
              'JPEG files, an .npy or .npz file, or IDX files')
     add('--data_dir', type=cli.path, metavar='DIR', default='data',
         help='folder of the files of a named data set; those of MNIST are downloaded if missing')
-    add('--binarization', choices=('dynamic', 'static', 'threshold'), default='dynamic',
-        help='draw pixels anew at each use, draw them once, or intensity > 0.5')
+    add('--binarization', choices=BINARIZATIONS, default='dynamic',
+        help='dynamic: draw pixels anew at each use; static: draw them once; threshold: intensity > 0.5')
     add('--transpose', action='store_true', help='swap rows and columns, as EMNIST needs')
     add('--input_height', '-hh', type=cli.count, metavar='N', help="pixels (default: the images' own)")
     add('--input_width', '-ww', type=cli.count, metavar='N', help="pixels (default: the images' own)")
@@ -53,7 +55,8 @@ def build_parser(doc=''):
              f'(default: {KL_WARMUP}, with --init 1)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed (weights, data order, binarization, noise)')
     add('--init', type=cli.path, metavar='RUN',
-        help="start from another run's best parameters; sizes are taken from it, and the data set unless it is given")
+        help="start a new run from another run's best parameters, with its model's sizes and, unless --dataset names "
+             'others, its images')
     add('--resume', type=cli.path, metavar='RUN',
         help='continue this run; only these flags may change: ' + ', '.join(MAY_CHANGE))
     add = parser.add_argument_group('validation and log').add_argument
@@ -69,8 +72,8 @@ def build_parser(doc=''):
     group = parser.add_argument_group('devices')
     devices.add_flags(group)
     group.add_argument('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
-                       help='what sums gradients: the CPU, the devices, or a server for the workers that '
-                            'distributed.launch starts')
+                       help='where gradients are summed: local: on the CPU; device: on the devices; dist_sync: on '
+                            'servers, for the workers that distributed.launch starts')
     group.add_argument('--sync_timeout', type=cli.count, metavar='N', default=300,
                        help='with dist_sync: seconds of silence after which a worker gives up')
     return parser
@@ -97,15 +100,11 @@ def parse_args(argv=None, doc=''):
         args = given
     if not args.attention and (args.read_size or args.write_size):
         parser.error('arguments --read_size and --write_size need --attention')
-    _set_windows(args)
+    args.read_size, args.write_size = (args.read_size or 2, args.write_size or 5) if args.attention else (None, None)
     args.kl_warmup = args.kl_warmup or (1 if args.init else KL_WARMUP)  # a trained model would drift from the prior
     with cli.one_line(parser):
         check_sizes(args)
     return args
-
-
-def _set_windows(args):
-    args.read_size, args.write_size = (args.read_size or 2, args.write_size or 5) if args.attention else (None, None)
 
 
 def image_shape(args):
@@ -117,9 +116,6 @@ def check_sizes(args):
     """Raise cli.UserError for a model that is too large; the image's size may still be None."""
     if (args.input_height is None) != (args.input_width is None):
         raise cli.UserError('--input_height and --input_width go together')
-    for name in ('batch_size', *SIZES):
-        if (getattr(args, name) or 1) > _MAX_SIZE:
-            raise cli.UserError(f'argument --{name}: at most {_MAX_SIZE}, not {getattr(args, name)}')
     height, width = image_shape(args) or (1, 1)
     if args.num_steps * height * width > _MAX_CANVASES:
         raise cli.UserError(f'{args.num_steps} steps of {height}x{width} pixels: at most {_MAX_CANVASES:,} in all')
@@ -147,19 +143,8 @@ def read(folder):
 
 
 def _stored(arguments):
-    """Arguments from config.json, parsed as flags; those of a version that did not have a flag get its default."""
-    parser, words = build_parser(), []
-    for action in parser._actions[1:]:  # all but --help
-        value = arguments.get(action.dest)
-        if value is not None and value is not False:
-            words.append(f'--{action.dest}' if value is True else f'--{action.dest}={value}')
-    parser.error = _refuse
-    args = parser.parse_args(words)
-    if not args.input_height:
+    """The arguments in config.json; those of a version that did not have a flag get its default."""
+    if not arguments['input_height']:
         raise ValueError('input_height is missing')
-    _set_windows(args)
-    return args
-
-
-def _refuse(message):
-    raise ValueError(message)
+    defaults = vars(build_parser().parse_args([]))
+    return argparse.Namespace(**{name: arguments.get(name, value) for name, value in defaults.items()})

@@ -23,12 +23,10 @@ class Events(EventsWriter):
 
     def __init__(self, folder, seen):
         # TensorBoard reads files in the order of their names, and clocks can be set back: the number comes first.
-        self.path = os.path.join(folder, f'{len(os.listdir(folder)):06d}.events')
-        super().__init__(self.path, verbose=False)
-        self.init_with_suffix('')
-        self.path = self._filename
+        super().__init__(os.path.join(folder, f'{len(os.listdir(folder)):06d}.events'), verbose=False)
         self._write(file_version='brain.Event:2')
         self._write(step=seen + 1, session_log=SessionLog(status=SessionLog.START))
+        self.path = self._filename
 
     def _write(self, **event):
         self.write_event(Event(wall_time=time.time(), **event))
@@ -53,7 +51,7 @@ class Events(EventsWriter):
         self.add(seen, content)
 
     def close(self):
-        """Close the file. Raises nothing."""
+        """Close the file. Never raises."""
         try:
             super().close()
         except OSError:  # already raised by `add`: what the disk has no room for goes nowhere

@@ -22,7 +22,7 @@ _NUM_PREVIEWS, _PREVIEW_SEED = 6, 0  # the same noise every time, so that pictur
 class Log:
     """Records a run in its folder. A run that resumes at `seen` training samples loses what was recorded later.
 
-    Every method but `close` raises OSError, on a full disk for instance.
+    Every method but `save_curves` and `close` raises OSError, on a full disk for instance.
     """
 
     def __init__(self, folder, arguments, seen=0):

@@ -64,20 +64,18 @@ def save(path, arrays, state=None):
 def load(path, net, groups=('',)):
     """The arrays of a parameter file, float32 by name, and its state. Nothing in it is executed.
 
-    The file must hold each parameter of the network once for each of the `groups`, prefixes of their names, and nothing
-    else. Raises cli.UserError where it is damaged, foreign, or of another network.
+    The file must hold each parameter of the network with each of the `groups` as a prefix, and nothing else. Raises
+    cli.UserError if it is damaged, not one of ours, or belongs to another network; OSError if it cannot be read.
     """
+    with open(path, 'rb') as file:
+        content = file.read()
     try:
-        with open(path, 'rb') as file:
-            content = file.read()
         header = content[8:8 + int.from_bytes(content[:8], 'little')]
         state = json.loads(json.loads(header)['__metadata__']['draw'])
         unsigned = content.replace(state['sha256'].encode(), _NO_CHECKSUM.encode(), 1)
         if hashlib.sha256(unsigned).hexdigest() != state.pop('sha256'):
             raise ValueError('its checksum is wrong')
         arrays = safetensors.numpy.load(content)
-    except OSError as error:
-        raise cli.UserError(cli.reason(error)) from None
     except Exception as error:  # of a foreign file, parsers raise nearly anything
         raise cli.UserError(f'{path} is damaged or not a parameter file of this program: {cli.reason(error)}') from None
     found = {name: array.shape for name, array in arrays.items()}
@@ -91,12 +89,9 @@ def load(path, net, groups=('',)):
 
 def load_run(folder, contexts=None):
     """The network of a run with its best parameters, or with those of the checkpoint before the first validation; what
-    `runs.config.read` returns; and the path of the parameter file. Raises cli.UserError."""
+    `runs.config.read` returns; and the path of the parameter file. Raises cli.UserError, OSError."""
     config = configs.read(folder)
-    try:
-        net = build_net(config['arguments'])
-    except ValueError as error:
-        raise cli.UserError(f'{folder}/config.json: {error}') from None
+    net = build_net(config['arguments'])
     best, checkpoint = (os.path.join(folder, name) for name in (BEST, CHECKPOINT))
     has_best = os.path.lexists(best) or not os.path.lexists(checkpoint)
     path, groups = (best, GROUPS[:1]) if has_best else (checkpoint, GROUPS)
@@ -107,7 +102,7 @@ def load_run(folder, contexts=None):
 
 
 def load_net(folder):
-    """The trained `core.DRAW` of a run's folder, on the CPU. Raises cli.UserError."""
+    """The trained `core.DRAW` of a run's folder, on the CPU. Raises cli.UserError, OSError."""
     return load_run(folder)[0]
 
 

@@ -30,10 +30,10 @@ class Stopped(Exception):
 class Run:
     """A context: a run of train_mnist.py from its lock to its exit code.
 
-    However its body ends, leaving it draws the curves, closes the log, prints the one line that says what to do next,
-    and ends the program with the exit code. A new run that fails before its first step leaves no folder. Workers other
-    than 0 have a temporary folder, so that all of them run the same code. Raises cli.UserError where the run to resume
-    is in use or had other images than those of `facts`.
+    However its body ends, leaving it draws the curves, closes the log, and prints the one line that says what to do
+    next. After an error it raises SystemExit; otherwise `code` is the exit code. A new run that fails before its first
+    step leaves no folder. Workers other than 0 have a temporary folder, so that all of them run the same code. Raises
+    cli.UserError where the run to resume is in use, or had other images than those of `facts`.
     """
 
     def __init__(self, args, command, facts, group):
@@ -169,7 +169,7 @@ def versions():
 
 def create(args):
     """Create the folder logdir/date-time-name of a new run; no two runs ever get the same."""
-    name = args.name or ('attention' if args.attention else 'no_attention')
+    name = (args.name or ('attention' if args.attention else 'no_attention')).replace('/', '-')
     stem = os.path.join(args.logdir, f'{time.strftime("%Y%m%d-%H%M%S")}-{name}')
     for suffix in ('', *(f'-{k}' for k in range(2, 100))):
         with contextlib.suppress(FileExistsError):
@@ -180,7 +180,7 @@ def create(args):
 
 @contextlib.contextmanager
 def lock(folder):
-    """Hold a run's folder for this process, however it ends. Raises cli.UserError where that is impossible."""
+    """Lock a run's folder; the system releases the lock if the process dies. Raises cli.UserError if that fails."""
     with contextlib.ExitStack() as stack:
         try:
             file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

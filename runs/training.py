@@ -32,7 +32,7 @@ class Training:
         self.net, self.loss = params.build_net(args), core.DRAWLoss()
         self.net.initialize(ctx=contexts)
         for block in (self.net, self.loss):
-            block.hybridize(static_alloc=True)
+            block.hybridize(**core.STATIC)
         self.forward = accelerate(self.net, contexts, args.fused)  # the net, or the operator that computes it
         self._part = args.batch_size // group.size
         self._evaluator = Evaluator(self.net, self.forward, contexts, args.batch_size, group)
@@ -99,7 +99,7 @@ class Training:
     def restore(self, checkpoint):
         """Continue from a checkpoint, (arrays, state) of worker 0, or from the initial parameters of worker 0 (None).
 
-        Gluon's Trainer.load_states would unpickle a file, so the moments go where it would put them.
+        Gluon's Trainer.load_states would unpickle a file, so the moments are set directly.
         """
         arrays, state = checkpoint or (params.arrays_of(self.net), {})
         progress = [state.get('samples_seen', 0), state.get('num_updates', 0), state.get('best_bound')]

@@ -53,6 +53,10 @@ def one_line(parser):
         parser.exit(130)
     except (UserError, OSError, MemoryError) as error:
         parser.error(reason(error))
+    except RuntimeError as error:
+        if type(error).__name__ != 'MXNetError':  # which cannot be imported here
+            raise
+        parser.error(reason(error))
 
 
 class Stop:
@@ -79,7 +83,7 @@ class Stop:
 
 
 def start(main):
-    """Run a command's `main`, and exit with what it returns. SIGTERM is Ctrl-C."""
+    """Run a command's `main`, and exit with what it returns. SIGTERM acts like Ctrl-C."""
     if hasattr(sys, 'ps1'):  # Jupyter's %run: the process outlives the command
         sys.exit(main())
 

@@ -57,6 +57,6 @@ def contexts(args):
         try:
             mx.nd.ones((1,), ctx=gpu).asnumpy()
         except mx.MXNetError as error:  # not there, or newer than this MXNet, which then has no kernels for it
-            raise cli.UserError(f'MXNet cannot use GPU {gpu.device_id} of {mx.context.num_gpus()}; it has kernels for '
-                                f'compute capability 5.0 to 8.9 ({cli.reason(error)})') from None
+            raise cli.UserError(f'MXNet cannot use GPU {gpu.device_id}; it has kernels for compute capability 5.0 to '
+                                f'8.9 ({cli.reason(error)})') from None
     return gpus

@@ -5,9 +5,9 @@ import os
 
 
 def write_whole(path, content):
-    """Write bytes to a file, whole or not at all: until they are on the disk, the name stands for what it had before.
+    """Write bytes to a file, whole or not at all: until all are on the disk, the file keeps its old content, if any.
 
-    A link is replaced, not followed. Raises OSError, which leaves nothing behind.
+    A link is replaced, not followed. An OSError leaves nothing behind, a killed process PATH.PID.tmp.
     """
     temporary = f'{path}.{os.getpid()}.tmp'  # of this process: another one may write the same file
     try:

@@ -128,7 +128,7 @@ def test_rounds_alternate_and_medians_are_compared(monkeypatch, tmp_path, capsys
 
 
 @pytest.mark.parametrize('flags, words', [
-    ([], 'jax'), (['--rounds', '0'], '--rounds'), (['--programs=fused', '--num_steps=5000'], 'at most 4096')])
+    ([], 'jax'), (['--rounds', '0'], '--rounds'), (['--programs=fused', '--num_steps=50000'], 'steps of 28x28')])
 def test_bad_input_gets_one_line(flags, words, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(throughput.importlib.util, 'find_spec', lambda name: None if name == 'jax' else name)
     with pytest.raises(SystemExit, match='2'):

@@ -78,7 +78,7 @@ def test_commands_run_in_a_notebook(run, monkeypatch, script, argv):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-# Signals and MXNet's errors
+# Signals, and several processes
 
 @pytest.mark.parametrize('number, times', [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_signals_end_an_evaluation_without_a_word(run, number, times):
@@ -92,7 +92,7 @@ def test_signals_end_an_evaluation_without_a_word(run, number, times):
     assert not os.path.exists(run / 'evaluations')
 
 
-def test_processes_that_write_one_file_wait_for_each_other(tmp_path):
+def test_processes_that_write_one_file_do_not_disturb_each_other(tmp_path):
     with multiprocessing.get_context('spawn').Pool(3) as pool:
         pool.starmap(files.write_whole, [(tmp_path / 'file', bytes(10 ** 6))] * 60)
     assert os.listdir(tmp_path) == ['file'] and (tmp_path / 'file').stat().st_size == 10 ** 6

@@ -28,7 +28,6 @@ ELSEWHERE = {  # code that pretends, and what the line says
     'an ARM': ('import platform; platform.machine = lambda: "aarch64"', 'needs Linux on x86_64'),
     'no mxnet': (MISSING.format('mxnet'), 'has no mxnet: activate its environment, or install as README.md says'),
     'no distutils': (MISSING.format('distutils'), 'has no distutils: .* install as README.md says'),
-    'no working folder': ('import os; os.mkdir("gone"); os.chdir("gone"); os.rmdir("../gone")', 'folder was deleted'),
     'a server': ('import os; os.environ["DMLC_ROLE"] = "server"', 'unset the environment variable DMLC_ROLE'),
     'no such threads': ('import os; os.environ["OMP_NUM_THREADS"] = "many"', "a number of threads, not 'many'")}
 

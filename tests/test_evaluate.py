@@ -136,7 +136,7 @@ def test_other_images_than_those_of_the_run_are_refused(run, capsys):
     write_images('images.npy', seed=1)
     change_config(run, {'dataset': os.path.abspath('images.npy')})
     line = refusal(capsys, evaluate.main, run)
-    assert 'the run was trained with 50 training, 10 validation and 10 test images' in line and 'these are' in line
+    assert 'the images of the run were 50 training, 10 validation and 10 test images' in line and 'these are' in line
     assert not os.path.exists(run / 'evaluations')
     assert evaluate.main([str(run), '--dataset', 'images.npy']) == 0
 

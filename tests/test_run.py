@@ -398,7 +398,8 @@ def test_complete_run_says_so_and_changes_nothing(run, capsys):
     before = contents(run)
     assert resume(run) == resume(run, '-t', '32') == 0  # a run does not get shorter
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == f'{run} is complete. To train on, give a larger --num_train_samples.' and not err
+    assert not err
+    assert out.splitlines()[-1] == f'{run} is complete. To train further, give a larger --num_train_samples.'
     assert contents(run) == before
 
 

@@ -89,14 +89,8 @@ def main(argv=None):
     args = parse_args(parser, argv)
     with cli.one_line(parser):
         result = evaluate(args, devices.contexts(args))
-    for line in report(result):
-        cli.say(line)
-    try:
+        cli.say('\n'.join(report(result)))
         cli.say(f'Saved to {cli.shown(keep(result, os.path.join(args.run, "evaluations")))}')
-    except OSError as error:
-        cli.say(f'The result could not be saved: {cli.reason(error)}')
-        return 1
-    return 0
 
 
 if __name__ == '__main__':

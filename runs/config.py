@@ -126,10 +126,7 @@ def check_sizes(args):
 
 
 def read(folder):
-    """The content of a run's config.json, with `arguments` as a Namespace whose values are checked.
-
-    Raises cli.UserError.
-    """
+    """The content of a run's config.json, with `arguments` as a Namespace. Raises cli.UserError."""
     path = os.path.join(folder, 'config.json')
     try:
         config = files.read_json(path)

@@ -1,1 +1,1 @@
-"""What a trained network paints, and arrays made into pictures."""
+"""Samples, reconstructions and learning curves as pictures."""

@@ -87,8 +87,7 @@ class Training:
             raise NotFinite(f'the bound or its gradient is not finite after {self.seen:,} training samples')
 
     def state(self):
-        """What a checkpoint holds, as (arrays, state); nothing that a stopped and an uninterrupted run would write
-        differently."""
+        """The (arrays, state) of a checkpoint, the same for a resumed and for an uninterrupted run."""
         arrays = params.arrays_of(self.net)
         for k, name in enumerate(self._parameters):
             mean, variance = self._trainer._updaters[0].states[k]

@@ -1,4 +1,4 @@
-"""What touches the machine. Importing it prepares for `import mxnet`."""
+"""Command line, devices and files. Importing this package prepares for `import mxnet`."""
 from system import compat
 
 compat.install_excepthook()

@@ -120,8 +120,7 @@ def test_failure_leaves_the_old_file(saved, net, arrays, monkeypatch):
 # Files of other networks
 
 @pytest.mark.parametrize('changes', [
-    {'num_recurrent_units': 3},
-    {'latent_dim': 2}, {'read_size': 2}, {'write_size': 1}, {'attention': False}], ids=str)
+    {'num_recurrent_units': 3}, {'latent_dim': 2}, {'read_size': 2}, {'write_size': 1}, {'attention': False}], ids=str)
 def test_parameters_of_another_network_are_refused(saved, changes):
     assert 'does not fit the config.json' in refusal(make_net(**changes))
     assert 'does not fit the config.json' in fails(params.load, PATH, make_net(), params.GROUPS)

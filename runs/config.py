@@ -28,7 +28,7 @@ def build_parser(doc=''):
     add('--data_dir', type=cli.path, metavar='DIR', default='data',
         help='folder of the files of a named data set; those of MNIST are downloaded if missing')
     add('--binarization', choices=BINARIZATIONS, default='dynamic',
-        help='dynamic: draw pixels anew at each use; static: draw them once; threshold: intensity > 0.5')
+        help='draw pixels anew at each use (dynamic) or once (static), or set those above 0.5 (threshold)')
     add('--transpose', action='store_true', help='swap rows and columns, as EMNIST needs')
     add('--input_height', '-hh', type=cli.count, metavar='N', help="pixels (default: the images' own)")
     add('--input_width', '-ww', type=cli.count, metavar='N', help="pixels (default: the images' own)")
@@ -72,8 +72,8 @@ def build_parser(doc=''):
     group = parser.add_argument_group('devices')
     devices.add_flags(group)
     group.add_argument('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
-                       help='where gradients are summed: local: on the CPU; device: on the devices; dist_sync: on '
-                            'servers, for the workers that distributed.launch starts')
+                       help='where gradients are summed: on the CPU (local), on the devices (device), or on the servers '
+                            'of distributed.launch (dist_sync)')
     group.add_argument('--sync_timeout', type=cli.count, metavar='N', default=300,
                        help='with dist_sync: seconds of silence after which a worker gives up')
     return parser

@@ -72,8 +72,8 @@ def build_parser(doc=''):
     group = parser.add_argument_group('devices')
     devices.add_flags(group)
     group.add_argument('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
-                       help='where gradients are summed: on the CPU (local), on the devices (device), or on the servers '
-                            'of distributed.launch (dist_sync)')
+                       help='where gradients are summed: on the CPU (local), on the devices (device), or on the '
+                            'servers of distributed.launch (dist_sync)')
     group.add_argument('--sync_timeout', type=cli.count, metavar='N', default=300,
                        help='with dist_sync: seconds of silence after which a worker gives up')
     return parser

@@ -61,7 +61,8 @@ def curves_figure(bounds):
         axes.plot(table['samples_seen'], table['bound'], color=colour, label=label)
         axes.axhline(_PAPER[attention], color=colour, linestyle='--',
                      label=f'the paper, {label}, test images: {_PAPER[attention]:.2f}')
-    axes.set_ylim(min(_PAPER.values()) - 5, max(table['bound'][-1] for _, table in bounds) + 50)
+    highest = max(table['bound'].max() for _, table in bounds)
+    axes.set_ylim(min(_PAPER.values()) - 1, min(highest + 1, max(table['bound'][-1] for _, table in bounds) + 50))
     figure.legend(loc='outside upper center', ncols=2)
     return figure
 

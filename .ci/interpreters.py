@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = [f'3.{minor}' for minor in range(9, 14)]
 OTHERS = ['3.6', '3.7', '3.8', '3.14', '3.15']
 SCRIPTS = 'train_mnist.py', 'sample.py', 'evaluate.py'
-SHORT = '--attention -hh28 -ww28 -s 4 -u 16 -l 4 -t 1280 -f 640 -v 64'  # after the README's flags, and instead
+SHORT = '--attention -hh 28 -ww 28 -s 4 -u 16 -l 4 -t 1280 -f 640 -v 64'  # after the README's flags, and instead
 NOISE = re.compile(r'Warning|Traceback|^(ERROR|DEPRECATION)', re.MULTILINE)
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PIP_DISABLE_PIP_VERSION_CHECK': '1',
                'PYTHONDONTWRITEBYTECODE': '1', 'no_proxy': '*'}

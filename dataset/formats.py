@@ -44,9 +44,9 @@ def read(path):
 
 def parse_idx(file, source):
     """The bytes of an IDX file, compressed or not, as an array; `file` is open for reading in binary."""
-    compressed = file.read(2) == b'\x1f\x8b'
-    file.seek(0)
-    content = gzip.decompress(file.read()) if compressed else file.read()
+    content = file.read()
+    if content[:2] == b'\x1f\x8b':
+        content = gzip.decompress(content)
     if content[:4] != b'\0\0\x08\3':  # three axes of uint8
         raise DataError(f'{source} is not an IDX file of images: it begins with {content[:4]!r}')
     shape = np.frombuffer(content[4:16], '>u4').tolist()

@@ -11,8 +11,8 @@ from dataset.stream import BINARIZATIONS
 MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
               'gpu', 'gpus', 'fused', 'kvstore', 'sync_timeout')
 OF_EACH_WORKER = 'data_dir', 'logdir', 'gpu', 'gpus', 'fused'  # may differ between workers of one run
-SIZES = 'input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim'
-_OF_MODEL = (*SIZES, 'attention', 'read_size', 'write_size')  # what --init takes from the other run
+_OF_MODEL = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim', 'attention', 'read_size',
+             'write_size')  # what --init takes from the other run
 _OF_DATA = 'dataset', 'transpose', 'data_dir', 'binarization'  # this too, unless it is given
 _MAX_CANVASES = 2 ** 25  # pixels of an image at all steps, 128 MiB
 KL_WARMUP = 20000  # samples

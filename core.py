@@ -15,7 +15,7 @@ from mxnet.gluon import HybridBlock, nn
 STATIC = {'static_alloc': True}  # for hybridize; MXNet 1.9.1 can return wrong gradients with static_shape
 # Far beyond the windows of trained models. Without limits exp() overflows, and inf * 0 is nan.
 _LOG_SIGMA2_LIMITS = -20, 20
-_LOG_DELTA_LIMITS = -20, 12  # up to e^12 all a - mu of 200 pixels differ in float32
+_LOG_DELTA_LIMITS = -20, 12  # up to e^12, distances a - mu in an image 200 pixels wide differ in float32
 
 
 def _dense(units, in_units=0, use_bias=True, bias=0., factor_type='avg'):
@@ -24,7 +24,7 @@ def _dense(units, in_units=0, use_bias=True, bias=0., factor_type='avg'):
 
 
 def filter_centres(F, params, filter_size, image_shape):
-    """Centres and variance of the Gaussian filters of an attention window, Eqns. 19-24 (Sec. 3.2).
+    """Centres and variance of the Gaussian filters of an attention window, Eqns. 19-20 and 22-24 (Sec. 3.2).
 
     Parameters
     ----------
@@ -48,11 +48,10 @@ def filter_centres(F, params, filter_size, image_shape):
 
 
 def filterbank(F, params, filter_size, image_shape):
-    """Gaussian filters of an attention window, Eqns. 19-26 (Sec. 3.2).
+    """Gaussian filters of an attention window, Eqns. 19-20 and 22-26 (Sec. 3.2).
 
     A softmax over the pixels computes Eqns. 25-26 with the exact normalisers Z: every filter sums to 1, even those of
-    a window far outside the image. log sigma^2 is clipped to [-20, 20] and log delta~ to [-20, 12], so that exp()
-    stays finite. Parameters: those of `filter_centres`.
+    a window far outside the image. Parameters: those of `filter_centres`.
 
     Returns
     -------
@@ -109,10 +108,11 @@ class NoAttentionRead(HybridBlock):
 
 class SelectiveAttentionRead(AttentionWindow):
     """N x N glimpses of the image and of the error image: r_t = gamma [F_y x F_x^T, F_y x_hat F_x^T] (Eqn. 27).
+
     Parameters: those of `AttentionWindow`. Inputs: those of `NoAttentionRead`.
 
     Outputs:
-        - r_t, (batch, 2 * N * N), and the window, (batch, 5).
+        - **r**: r_t, (batch, 2 * N * N), and **window**: the numbers of Eqn. 21, (batch, 5).
     """
 
     _first_window = 0, 0, 2.5, -1, 0
@@ -155,10 +155,11 @@ class NoAttentionWrite(HybridBlock):
 
 class SelectiveAttentionWrite(AttentionWindow):
     """An N x N patch put through the transposed filters: 1/gamma^ F_y^T w_t F_x (Eqns. 28-29).
+
     Parameters: those of `AttentionWindow`. Inputs: those of `NoAttentionWrite`.
 
     Outputs:
-        - what is added to the canvas, (batch, height * width), and the window, (batch, 5).
+        - **image**: added to the canvas, (batch, height * width), and **window**: the numbers of Eqn. 21, (batch, 5).
     """
 
     _first_window = 0, 0, 2.2, 0, 0

@@ -38,7 +38,7 @@ def parse_args(parser, argv=None):
 
 
 def evaluate(args, contexts):
-    """Load the run and its images, and compute; returns the result, as it is kept. Raises cli.UserError."""
+    """Evaluate the images of a run; returns the dict that is saved. Raises cli.UserError."""
     net, config, path = params.load_run(args.run, contexts)
     data = load_of_run(config, [args.split], args.dataset, args.data_dir, args.transpose)
     cli.say('\n'.join(data.lines))

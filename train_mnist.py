@@ -99,7 +99,7 @@ def finish(training, images, run):
         os.makedirs(folder, exist_ok=True)
         paint.write_gifs(paint.paint(training.net, 0, num_samples=NUM_GIFS), folder, 'sample')
         samples = f'{NUM_GIFS} samples: {cli.shown(folder)}/sample_0.gif ... sample_{NUM_GIFS - 1}.gif'
-    except OSError as error:  # pictures keep no run from finishing
+    except OSError as error:  # a run can finish without its pictures
         samples = f'Note: the samples were not written: {cli.reason(error)}'
     run.finish(result)
     cli.say(f'Negative variational bound of best.safetensors on all {len(images):,} validation images: '

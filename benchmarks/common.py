@@ -9,6 +9,7 @@ import numpy as np
 # The flags that decide how much work a step is, with the defaults of train_mnist.py.
 SIZES = {'batch_size': 64, 'input_height': 28, 'input_width': 28, 'num_steps': 64, 'num_recurrent_units': 256,
          'latent_dim': 100, 'read_size': 2, 'write_size': 5}
+STATES = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
 _STEPS_PER_BLOCK = 4
 
 
@@ -41,7 +42,7 @@ def parameter_shapes(args):
     """Names and shapes of the network's parameters; weights are (outputs, inputs), gates in the order i, f, o, g."""
     units, gates, num_pixels = args.num_recurrent_units, 4 * args.num_recurrent_units, _num_pixels(args)
     num_read = 2 * args.read_size ** 2 if args.attention else num_pixels
-    shapes = {f'{state}_0': (1, units) for state in ('h_enc', 'c_enc', 'h_dec', 'c_dec')}
+    shapes = dict.fromkeys(STATES, (1, units))
     layers = {'r_to_enc': (gates, num_read), 'h_enc_to_q': (2 * args.latent_dim, units),
               'z_to_dec': (gates, args.latent_dim)}
     if args.attention:

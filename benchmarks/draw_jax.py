@@ -12,8 +12,6 @@ import jax.numpy as jnp
 
 from benchmarks import common
 
-INITIAL = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
-
 
 def filterbank(params, size, image_shape):
     """Eqns. 19-26: params (batch, 5) -> F_x (batch, size, width), F_y (batch, size, height), gamma (batch, 1)."""
@@ -81,7 +79,7 @@ def make_loss(args):
             kl = 0.5 * (mu ** 2 + jnp.exp(2 * log_sigma) - 2 * log_sigma - 1).sum(1)
             return (h_enc, c_enc, h_dec, c_dec, canvas + write(h_dec)), kl
 
-        initial = tuple(jnp.broadcast_to(p[name], (batch, p[name].shape[1])) for name in INITIAL)
+        initial = tuple(jnp.broadcast_to(p[name], (batch, p[name].shape[1])) for name in common.STATES)
         (*_, canvas), kl = jax.lax.scan(step, (*initial, jnp.zeros_like(x)), eps)
         bce = jnp.maximum(canvas, 0) - canvas * x + jnp.log1p(jnp.exp(-jnp.abs(canvas)))
         return (kl.sum(0) + bce.sum(1)).mean()

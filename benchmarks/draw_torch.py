@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 from benchmarks import common
 
-INITIAL = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
-
 
 def filterbank(params, size, image_shape):
     """Eqns. 19-26: params (batch, 5) -> F_x (batch, size, width), F_y (batch, size, height), gamma (batch, 1)."""
@@ -70,7 +68,7 @@ def make_loss(args):
         encoder = torch.cat([p[f'{name}_to_enc.weight'] for name in ('r', 'h_dec', 'h_enc')], 1).t()
         decoder = torch.cat([p['z_to_dec.weight'], p['h_dec_to_dec.weight']], 1).t()
 
-        h_enc, c_enc, h_dec, c_dec = (p[name].expand(batch, -1) for name in INITIAL)
+        h_enc, c_enc, h_dec, c_dec = (p[name].expand(batch, -1) for name in common.STATES)
         canvas, posteriors = torch.zeros_like(x), []
         for t in range(args.num_steps):
             r = read(x - canvas.sigmoid(), h_dec)

@@ -2,7 +2,6 @@
 import ctypes
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 
@@ -43,7 +42,7 @@ def peak_rate(threads):
         raise cli.UserError('the peak of the processor is measured in C, and there is no compiler (cc, gcc or clang)')
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'peak.c')
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([compiler, *library.FLAGS, source, '-o', f'{folder}/peak.so'], check=True)
+        library.compile_to(f'{folder}/peak.so', compiler, source=source)
         measured = ctypes.CDLL(f'{folder}/peak.so').multiply_adds
     measured.restype, result = ctypes.c_double, ctypes.c_float()
     rounds, factor = ctypes.c_long(10 ** 6), ctypes.c_float(0.5)

@@ -57,8 +57,9 @@ def run(program, args):
         done = subprocess.run(command, env={**os.environ, 'OMP_NUM_THREADS': str(args.threads)}, cwd=_ROOT,
                               capture_output=True, text=True)
     if done.returncode:
-        raise cli.UserError(f'{program} failed with exit code {done.returncode}: {cli.reason(done.stderr)}')
-    return json.loads(cli.reason(done.stdout))
+        reason = (done.stderr.strip().splitlines() or ['no message'])[-1]
+        raise cli.UserError(f'{program} failed with exit code {done.returncode}: {reason}')
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def cases(args):

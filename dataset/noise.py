@@ -17,7 +17,7 @@ def generator(seed, purpose, position=0):
 def noise(seed, purpose, first, size, num_steps, latent_dim):
     """Standard normal eps, float32 (num_steps, size, latent_dim), for the images first ... first + size - 1.
 
-    Every image has noise of its own, in whatever batch, or part of a batch, it is.
+    The noise of an image does not depend on its batch, or on how the batch is divided.
     """
     images = [generator(seed, purpose, i).standard_normal((num_steps, latent_dim), dtype=np.float32)
               for i in range(first, first + size)]

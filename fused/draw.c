@@ -7,14 +7,10 @@
 //
 // The columns of the four gates, and those of mu and log_sigma, begin at a panel each (panels.h). Every number is computed
 // in one order: results do not depend on threads, nor on the width of vectors.
+#include <omp.h>
 #include <xmmintrin.h>
 
 #include "panels.h"
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-#endif
 
 enum { BLOCK = 256, GROUP = 4 };  // of a weight's gradient: rows, and panels of outputs, that stay in the cache
 
@@ -307,7 +303,7 @@ static void lstm(mat g, mat c_before, mat c, mat h, long rows, long U) {  // the
     store(at(c, i, u), next), store(at(h, i, u), output * tanh_(next));
   }
 }
-static void lstm_back(mat g, mat c_before, mat c, mat dh, mat dc, long rows, long U) {  // they become their gradients
+static void lstm_back(mat g, mat c_before, mat c, mat dh, mat dc, long rows, long U) {  // they become gradients
   EACH(rows, U, i, u) {
     float* gate[4];
     for (int k = 0; k < 4; k++) gate[k] = at(right(g, k * up(U, P)), i, u);
@@ -405,7 +401,7 @@ static void backward_rows(const net* n, long b0, long rows, const float* dcanvas
     to_panels(image, dcanvas + b0 * D, rows, D);
     EACH(rows, 4 * up(U, P), i, u) store(at(dx_gates, i, u), splat(0));
   }
-  for (long t = s->T; t >= 0; t--) {  // at t = 0 only what the next step wants of the initial states
+  for (long t = s->T; t >= 0; t--) {  // t = 0: the initial states only
     const mat q = AT(q, t), log_sigmas = right(q, up(Z, P)), noise = AT(eps, t), patch = AT(write, t), r = AT(r, t);
     const mat g_enc = AT(g_enc, t), g_dec = AT(g_dec, t);
     if (t > 0 && s->attention)

@@ -35,13 +35,13 @@ def load():
     raise Unavailable(failure)
 
 
-def compile_to(path, compiler, *flags):
-    """Compile draw.c. Raises OSError, subprocess.SubprocessError."""
-    _run([compiler, *FLAGS, *flags, SOURCES[0], '-o', path], timeout=300)
+def compile_to(path, compiler, *flags, source=SOURCES[0]):
+    """Compile a C file, by default draw.c. Raises OSError, subprocess.SubprocessError."""
+    _run([compiler, *FLAGS, *flags, source, '-o', path], timeout=300)
 
 
 def _run(command, timeout):
-    """What a command prints. In a session of its own, since Ctrl-C is for the training, which stops after its step."""
+    """Run a command; returns its output. Its own session shields it from Ctrl-C, which stops only the training."""
     return subprocess.run(command, check=True, capture_output=True, text=True, errors='replace', timeout=timeout,
                           start_new_session=True).stdout
 

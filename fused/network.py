@@ -41,12 +41,11 @@ class FusedDRAW:
         Initialized on the CPU. Its parameters are used as they are at each call.
     num_threads : int
 
-    Inputs, Outputs
-        Those of `core.DRAW`. Under `autograd.record()` the parameters get gradients. x and eps get none: theirs would
-        be NaN.
+    Inputs and outputs are those of `core.DRAW`. Under `autograd.record()` the parameters get gradients; x and eps get
+    none (theirs would be NaN).
 
-    Raises ValueError as `core.DRAW` does, and for parameters with grad_req 'add', which MXNet's `autograd.Function`
-    does not know. Raises `fused.library.Unavailable` without a C compiler, and for attention in one block only.
+    Raises ValueError as `core.DRAW` does, and for parameters with grad_req 'add', which `autograd.Function` does not
+    support. Raises `fused.library.Unavailable` without a C compiler, and for attention in one block only.
     """
 
     def __init__(self, net, num_threads):
@@ -63,7 +62,7 @@ class FusedDRAW:
 
     def __call__(self, x, eps):
         self._net._check(x, eps)
-        # MXNet 1.9.1 hands out gradients up to the first input that wants none.
+        # MXNet 1.9.1 stops handing out gradients at the first input that needs none.
         names = sorted(self._places, key=lambda name: self._parameters[name].grad_req == 'null')
         added = [name for name in names if self._parameters[name].grad_req == 'add']
         if added and autograd.is_recording():
@@ -98,7 +97,7 @@ class FusedDRAW:
 
 
 class _Operator(autograd.Function):
-    """One call, as an autograd.Function: MXNet's other interface for custom operators needs its headers and C++."""
+    """One call, as an autograd.Function: mx.library would need MXNet's headers and a C++ compiler."""
 
     def __init__(self, fused, names):
         super().__init__()

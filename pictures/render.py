@@ -29,7 +29,7 @@ def probabilities(canvases):
 
 
 def window_boxes(windows, filter_size, image_shape):
-    """The rectangles spanned by the centres of the outermost filters (Eqns. 19-24) of windows (..., 5).
+    """The rectangles spanned by the centres of the outermost filters (Eqns. 19-20 and 22-24) of windows (..., 5).
 
     Returns (..., 5): left, top, right, bottom and the filters' standard deviation sigma, in image pixels from the
     image's corner, so that the first pixel has its centre at 0.5. A row is nan where its window is not finite.

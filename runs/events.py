@@ -54,7 +54,7 @@ class Events(EventsWriter):
         """Close the file. Never raises."""
         try:
             super().close()
-        except OSError:  # already raised by `add`: what the disk has no room for goes nowhere
+        except OSError:  # `add` raised it before: discard what the full disk cannot take
             with open(os.devnull, 'wb') as null:
                 os.dup2(null.fileno(), self._recordio_writer._writer.fileno())
             super().close()

@@ -19,7 +19,7 @@ import core
 from runs import config as configs
 
 BEST, CHECKPOINT = 'best.safetensors', 'checkpoint.safetensors'
-GROUPS = '', 'mean/', 'variance/'  # of a checkpoint: the parameters, and the moments of Adam
+PREFIXES = '', 'mean/', 'variance/'  # of the names in a checkpoint: parameters, and the moments of Adam
 _NO_CHECKSUM = '0' * 64
 
 
@@ -61,10 +61,10 @@ def save(path, arrays, state=None):
     files.write_whole(path, content)
 
 
-def load(path, net, groups=('',)):
+def load(path, net, prefixes=('',)):
     """The arrays of a parameter file, float32 by name, and its state. Nothing in it is executed.
 
-    The file must hold each parameter of the network with each of the `groups` as a prefix, and nothing else. Raises
+    The file must hold each parameter of the network with each of the `prefixes`, and nothing else. Raises
     cli.UserError if it is damaged, not one of ours, or belongs to another network; OSError if it cannot be read.
     """
     with open(path, 'rb') as file:
@@ -79,7 +79,7 @@ def load(path, net, groups=('',)):
     except Exception as error:  # of a foreign file, parsers raise nearly anything
         raise cli.UserError(f'{path} is damaged or not a parameter file of this program: {cli.reason(error)}') from None
     found = {name: array.shape for name, array in arrays.items()}
-    shapes = {group + name: parameter.shape for group in groups for name, parameter in of(net).items()}
+    shapes = {prefix + name: parameter.shape for prefix in prefixes for name, parameter in of(net).items()}
     if found != shapes:
         wrong = min(name for name in {**found, **shapes} if found.get(name) != shapes.get(name))
         raise cli.UserError(f'{path} does not fit the config.json beside it: {wrong} is {found.get(wrong)}, '
@@ -94,8 +94,8 @@ def load_run(folder, contexts=None):
     net = build_net(config['arguments'])
     best, checkpoint = (os.path.join(folder, name) for name in (BEST, CHECKPOINT))
     has_best = os.path.lexists(best) or not os.path.lexists(checkpoint)
-    path, groups = (best, GROUPS[:1]) if has_best else (checkpoint, GROUPS)
-    arrays, _ = load(path, net, groups)
+    path, prefixes = (best, PREFIXES[:1]) if has_best else (checkpoint, PREFIXES)
+    arrays, _ = load(path, net, prefixes)
     net.initialize(ctx=contexts or mx.cpu())
     set_arrays(net, arrays)
     return net, config, path

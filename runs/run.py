@@ -60,7 +60,7 @@ class Run:
         path = self.path(params.CHECKPOINT) if self._resumes else ''
         if not os.path.lexists(path) and 'validation' not in self.config:
             return None
-        arrays, state = params.load(path, net, params.GROUPS)
+        arrays, state = params.load(path, net, params.PREFIXES)
         if state['best_bound'] is not None:
             params.load(self.path(params.BEST), net)  # the end of the run needs it
         return arrays, state
@@ -108,7 +108,7 @@ class Run:
         params.set_arrays(net, {name: self._group.broadcast(array) for name, array in arrays.items()})
 
     def stops(self):
-        """Whether a signal asks any worker to stop. Every worker must call it equally often."""
+        """Whether a signal asks any worker to stop. All workers must call it the same number of times."""
         return self._group.any(self._stop.signal is not None)
 
     def finish(self, validation):

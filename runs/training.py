@@ -113,7 +113,7 @@ class Training:
         for k, (name, parameter) in enumerate(self._parameters.items()):
             parameter.set_data(of_worker_0(name, parameter.shape))
             if updates:
-                moments = [of_worker_0(group + name, parameter.shape) for group in params.GROUPS[1:]]
+                moments = [of_worker_0(prefix + name, parameter.shape) for prefix in params.PREFIXES[1:]]
                 for updater, ctx in zip(self._trainer._updaters, self.contexts):
                     updater.states[k] = tuple(moment.as_in_context(ctx) for moment in moments)
                     updater.states_synced[k] = True

@@ -87,7 +87,7 @@ def start(main):
     if hasattr(sys, 'ps1'):  # Jupyter's %run: the process outlives the command
         sys.exit(main())
 
-    def report(unraisable):  # an object of MXNet that Ctrl-C leaves half made cannot delete itself
+    def report(unraisable):  # Ctrl-C can leave half-built MXNet objects, whose __del__ then fails
         if not str(getattr(unraisable.object, '__module__', '')).startswith('mxnet'):
             sys.__unraisablehook__(unraisable)
 
@@ -112,7 +112,7 @@ def say(text, file=None):
         tqdm.write(text.encode(encoding, 'backslashreplace').decode(encoding), file)
         file.flush()
     except (OSError, ValueError, AttributeError):  # a full disk, a closed pipe, or no stream at all
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # Python writes what is left at its end
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # or Python would try to flush the rest at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 

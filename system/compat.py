@@ -1,4 +1,4 @@
-"""What must hold before `import mxnet`: its last release, 1.9.1, is older than the Pythons and NumPys of today.
+"""Checks and repairs before `import mxnet`: its last release, 1.9.1, predates today's Python and NumPy.
 
 A script ends with one line and exit code 2 where it cannot run. Python 3.6 must be able to read this file.
 """
@@ -17,11 +17,11 @@ class Unsupported(ImportError):
 
 
 def install_excepthook():
-    """End a script with one line where MXNet cannot run or be loaded, and without a word at Ctrl-C."""
+    """Install an exception hook: one line where MXNet cannot run or load, silence at Ctrl-C."""
     usual = sys.excepthook
 
     def hook(kind, error, traceback):
-        if kind is OSError and 'shared object file' in str(error):  # no driver for a GPU, or a system without libgomp
+        if kind is OSError and 'shared object file' in str(error):  # no GPU driver, libgomp or libquadmath
             error = Unsupported(f'MXNet cannot be loaded ({error}): README.md says what it needs')
         if hasattr(sys, 'ps1') or not isinstance(error, (Unsupported, KeyboardInterrupt)):  # ps1: an interactive prompt
             usual(kind, error, traceback)

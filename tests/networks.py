@@ -8,6 +8,8 @@ from mxnet import autograd
 
 import core
 import oracle
+from runs import params
+from runs.params import set_arrays as set_parameters
 
 SHAPE = (5, 7)  # height, width
 PIXELS = SHAPE[0] * SHAPE[1]
@@ -36,12 +38,7 @@ def random_parameters(net, seed=0, scale=0.4):
     """Random values for every parameter, float32 numbers held in float64."""
     rng = np.random.RandomState(seed)
     return {name: rng.normal(scale=scale, size=parameter.shape).astype(np.float32).astype(np.float64)
-            for name, parameter in net._collect_params_with_prefix().items()}
-
-
-def set_parameters(net, values):
-    for name, parameter in net._collect_params_with_prefix().items():
-        parameter.set_data(mx.nd.array(values[name]))
+            for name, parameter in params.of(net).items()}
 
 
 def build_random(sizes, seed=0, hybridize=None, num_steps=T):

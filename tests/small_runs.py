@@ -97,7 +97,7 @@ def make_parameters_huge(folder):
 def checkpoint_of(folder):
     """The (arrays, state) of a run's checkpoint."""
     net = params.build_net(config.read(folder)['arguments'])
-    return params.load(str(Path(folder) / 'checkpoint.safetensors'), net, params.GROUPS)
+    return params.load(str(Path(folder) / 'checkpoint.safetensors'), net, params.PREFIXES)
 
 
 def contents(folder):

@@ -61,14 +61,14 @@ def refusal(net, path=PATH):
 # What is written is read again
 
 @pytest.mark.parametrize('attention', [True, False])
-@pytest.mark.parametrize('groups', [('',), params.GROUPS], ids=['parameters', 'checkpoint'])
-def test_what_is_saved_is_loaded(attention, groups):
+@pytest.mark.parametrize('prefixes', [('',), params.PREFIXES], ids=['parameters', 'checkpoint'])
+def test_what_is_saved_is_loaded(attention, prefixes):
     net, state = make_net(attention=attention), {'samples_seen': 7, 'best_bound': None}
-    arrays = {group + name: array + k for k, group in enumerate(groups)
+    arrays = {prefix + name: array + k for k, prefix in enumerate(prefixes)
               for name, array in params.arrays_of(net).items()}
     params.save(PATH, arrays, state)
     assert os.listdir() == [PATH]
-    found, found_state = params.load(PATH, make_net(2, attention=attention), groups)
+    found, found_state = params.load(PATH, make_net(2, attention=attention), prefixes)
     assert_equal(found, arrays)
     assert {name: found_state[name] for name in state} == state
     params.save('again', arrays, state)
@@ -84,7 +84,7 @@ def test_half_precision(net):
 
 def test_model_of_a_run(saved, net, arrays):
     """Its best parameters, or those of the checkpoint before the first validation."""
-    moments = {group + name: array + 1 for group in params.GROUPS for name, array in arrays.items()}
+    moments = {prefix + name: array + 1 for prefix in params.PREFIXES for name, array in arrays.items()}
     params.save(params.CHECKPOINT, moments)
     found, stored, path = params.load_run('.')
     assert_equal(params.arrays_of(found), arrays)
@@ -123,7 +123,7 @@ def test_failure_leaves_the_old_file(saved, net, arrays, monkeypatch):
     {'num_recurrent_units': 3}, {'latent_dim': 2}, {'read_size': 2}, {'write_size': 1}, {'attention': False}], ids=str)
 def test_parameters_of_another_network_are_refused(saved, changes):
     assert 'does not fit the config.json' in refusal(make_net(**changes))
-    assert 'does not fit the config.json' in fails(params.load, PATH, make_net(), params.GROUPS)
+    assert 'does not fit the config.json' in fails(params.load, PATH, make_net(), params.PREFIXES)
     changed = {'read_size': None, 'write_size': None, **changes} if 'attention' in changes else changes
     change_config('.', changed)
     assert PATH in fails(params.load_run, '.')

@@ -17,6 +17,7 @@ from runs.events import Events, summary
 SPLITS = ('train', 'validation')
 _PARTS = {'read': 'read', 'enc': 'encoder', 'q': 'posterior', 'dec': 'decoder', 'write': 'write'}
 _NUM_PREVIEWS, _PREVIEW_SEED = 6, 0  # the same noise every time, so that pictures can be compared
+_PREVIEW_SIDE = 256  # screen pixels to which an image is enlarged, at most
 
 
 class Log:
@@ -75,7 +76,8 @@ class Log:
         """Samples from the prior, and reconstructions of the first `images`, (n, height * width), by time step."""
         wanted = {'samples': {'num_samples': _NUM_PREVIEWS}, 'reconstructions': {'images': images[:_NUM_PREVIEWS]}}
         for name, what in wanted.items():
-            sheet = paint.sheet(paint.paint(net, _PREVIEW_SEED, **what))
+            scale = min(paint.SCALE, max(1, _PREVIEW_SIDE // max(net.image_shape)))  # 60 of them take memory
+            sheet = paint.sheet(paint.paint(net, _PREVIEW_SEED, **what), scale)
             pixels = np.asarray(sheet).transpose(2, 0, 1)
             self._events['validation'].add(seen, summary.image_summary(f'pictures/{name}', pixels))
 

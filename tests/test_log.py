@@ -15,6 +15,7 @@ import train_mnist
 from commands import python, wait_for
 from dataset.load import load
 from dataset.stream import evaluation_images
+from networks import NO_ATTENTION, build
 from pictures import curves, paint
 from runs import params
 from runs.log import SPLITS, Log
@@ -119,6 +120,14 @@ def test_resumed_run_keeps_whole_lines_up_to_its_checkpoint(log, tmp_path, end):
     Log(str(tmp_path), ARGUMENTS, seen=32).close()
     assert list(read_curves(tmp_path, 'train')['samples_seen']) == [16, 32]
     assert (tmp_path / 'curves.csv').read_text().count('\n') == 3
+
+
+@pytest.mark.parametrize('shape, scale', [((8, 6), 4), ((60, 100), 2), ((300, 2), 1)])
+def test_previews_of_large_images_are_not_enlarged(log, monkeypatch, shape, scale):
+    used = []
+    monkeypatch.setattr(paint, 'sheet', lambda _, scale: used.append(scale) or np.zeros((2, 2, 3), np.uint8))
+    log.pictures(build(NO_ATTENTION, shape), np.zeros((6, shape[0] * shape[1])), 0)
+    assert used == [scale, scale]
 
 
 # Event files

@@ -86,12 +86,13 @@ def read_pictures(folder, image_shape, notes):
     They must have one size, unless there is an `image_shape`. Adds what is done to them to the set `notes`.
     """
     paths = [path for pattern in ('*', '*/*') for path in sorted(folder.glob(pattern))
-             if path.suffix.lower() in PICTURES and not path.name.startswith('.')]
+             if path.suffix.lower() in PICTURES and '/.' not in f'/{path.relative_to(folder)}']
     if not paths:
         raise DataError(f'{folder} has neither PNG or JPEG files nor IDX files such as train-images-idx3-ubyte')
     images, sizes, low, high = None, set(), 255, 0
     for i, path in enumerate(paths):
         with _reading(path), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # palettes with transparency, which does not matter here
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(path, formats=('PNG', 'JPEG')) as picture:
                 if picture.mode.startswith('I'):  # 16 bits, which convert('L') would cut off at 255

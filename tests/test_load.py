@@ -73,6 +73,7 @@ def test_a_folder_of_pictures(tmp_path):
     write_pictures(tmp_path / 'a', numbered(10))
     write_pictures(tmp_path / 'b', numbered(4, first=10))
     (tmp_path / 'a' / '.hidden.png').write_bytes(b'')
+    write_pictures(tmp_path / '.thumbnails', numbered(3, (4, 4)))
     (tmp_path / 'a' / 'notes.txt').write_text('')
     assert every_number(tmp_path) == [*range(14)]
     write_pictures(tmp_path / 'parts' / 'train', numbered(12), '.JPEG')
@@ -80,6 +81,13 @@ def test_a_folder_of_pictures(tmp_path):
     splits = load(str(tmp_path / 'parts')).splits
     assert [len(splits[split]) for split in SPLITS] == [10, 2, 5]
     assert sorted(numbers(splits['test'])) == [*range(100, 105)]
+
+
+@pytest.mark.filterwarnings('error')
+def test_palettes_with_transparency_give_no_warning(tmp_path):
+    for i, image in enumerate(numbered(7)):
+        Image.fromarray(image).convert('P').save(tmp_path / f'{i}.png', transparency=b'\x00\x10')
+    assert every_number(tmp_path) == [*range(7)]
 
 
 def test_pictures_of_16_bits_keep_their_intensities(tmp_path):

@@ -2,7 +2,7 @@
 import io
 import os
 
-from system import files
+from system import cli, files
 
 import numpy as np
 
@@ -35,8 +35,12 @@ def read(path, columns=COLUMNS):
 
 
 def cut(path, columns, seen):
-    """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing."""
-    kept = [text for text in (_lines(path) if os.path.exists(path) else ()) if float(text.split(',')[0]) <= seen]
+    """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing. Raises
+    cli.UserError where a line does not begin with a number."""
+    try:
+        kept = [text for text in (_lines(path) if os.path.exists(path) else ()) if float(text.split(',')[0]) <= seen]
+    except ValueError as error:
+        raise cli.UserError(f'{path} is damaged: {error}') from None
     files.write_whole(path, ''.join([line(columns), *kept]).encode())
 
 

@@ -58,7 +58,10 @@ class Run:
     def checkpoint(self, net):
         """The checkpoint to continue from, (arrays, state), or None. Raises cli.UserError."""
         path = self.path(params.CHECKPOINT) if self._resumes else ''
-        if not os.path.lexists(path) and 'validation' not in self.config:
+        if not os.path.lexists(path):
+            if 'validation' in self.config:
+                raise cli.UserError(f'{cli.shown(self.folder)} has no {params.CHECKPOINT}: start a new run from its '
+                                    'model, with --init')
             return None
         arrays, state = params.load(path, net, params.PREFIXES)
         if state['best_bound'] is not None:

@@ -26,6 +26,7 @@ from pictures import curves, paint, render
 from runs import params
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
+_PATHS = 'data_dir', 'logdir', 'init', 'resume'  # among the flags
 _GRID_SIDE = 56  # screen pixels of an image in a grid
 _PAPER = {True: 80.97, False: 87.40}  # nats on MNIST's test images (Table 2), with attention and without
 
@@ -34,10 +35,11 @@ def compact_model(run, folder):
     """Write the model of a run in half precision, and its config.json without the paths of this machine."""
     net, stored, _ = params.load_run(run)
     kept = {name: stored[name] for name in ('images', 'versions', 'validation') if name in stored}
-    own = {'data_dir': 'data', 'logdir': 'results', 'init': None, 'resume': None}
-    kept['arguments'] = {**vars(stored['arguments']), **own}
+    name = os.path.basename(stored['arguments'].dataset)  # of a path
+    own = {flag: value for flag, value in vars(stored['arguments']).items() if flag not in _PATHS}
+    kept['arguments'] = {**own, 'dataset': name}
     if 'images' in kept:
-        kept['images'] = {**kept['images'], 'path': 'data'}
+        kept['images'] = {**kept['images'], 'dataset': name, 'path': 'data'}
     os.makedirs(folder, exist_ok=True)
     params.save(os.path.join(folder, 'best.safetensors'), params.arrays_of(net, 'float16'))
     files.write_json(os.path.join(folder, 'config.json'), kept)

@@ -18,8 +18,7 @@ PRETRAINED = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'assets',
 
 def parse_args(parser, argv=None):
     add, output = parser.add_argument, parser.add_mutually_exclusive_group()
-    add('run', type=cli.path, metavar='RUN', nargs='?', default=PRETRAINED,
-        help='folder of a run (default: assets/draw_w_attn)')
+    add('run', type=cli.path, metavar='RUN', nargs='?', help='folder of a run (default: assets/draw_w_attn)')
     add('--num_samples', '-n', type=cli.count, metavar='N', help='number of images (default: 10, with --grid 100)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise; in the names of GIFs unless 0')
     add('--reconstruct', action='store_true', help='reconstruct test images instead, each with its input to the right')
@@ -37,6 +36,7 @@ def parse_args(parser, argv=None):
         help='one picture instead, FILE.png: a row of ten time steps for each image')
     devices.add_flags(parser, fused=False)
     args = parser.parse_args(argv)
+    args.run = args.run or PRETRAINED
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
     if args.file and not args.file.lower().endswith(suffixes):
         parser.error(f'{args.file!r} is not a file name that ends in {" or ".join(suffixes)}')

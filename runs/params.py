@@ -19,7 +19,7 @@ import core
 from runs import config as configs
 
 BEST, CHECKPOINT = 'best.safetensors', 'checkpoint.safetensors'
-PREFIXES = '', 'mean/', 'variance/'  # of the names in a checkpoint: parameters, and the moments of Adam
+STATES = 'mean/', 'variance/', 'v_g/'  # of the optimizer, for each parameter; the last one for normalized weights
 _NO_CHECKSUM = '0' * 64
 
 
@@ -61,11 +61,26 @@ def save(path, arrays, state=None):
     files.write_whole(path, content)
 
 
-def load(path, net, prefixes=('',)):
+def shapes_of(net):
+    """The shapes of the parameters of a network, {name: shape}."""
+    return {name: parameter.shape for name, parameter in of(net).items()}
+
+
+def checkpoint_shapes(net, args):
+    """The shapes of all arrays in a checkpoint, {name: shape}: parameters and the states of the optimizer."""
+    shapes = shapes_of(net)
+    for name, shape in shapes_of(net).items():
+        normalized = args.weight_norm and name.endswith('weight')
+        own = (shape[0], shape[1] + 1) if normalized else shape
+        shapes.update((kind + name, own) for kind in STATES[:3 if normalized else 2])
+    return shapes
+
+
+def load(path, shapes):
     """The arrays of a parameter file, float32 by name, and its state. Nothing in it is executed.
 
-    The file must hold each parameter of the network with each of the `prefixes`, and nothing else. Raises
-    cli.UserError if it is damaged, not one of ours, or belongs to another network; OSError if it cannot be read.
+    The file must hold arrays of these names and `shapes`, and nothing else. Raises cli.UserError if it is damaged, not
+    one of ours, or belongs to another network; OSError if it cannot be read.
     """
     with open(path, 'rb') as file:
         content = file.read()
@@ -79,7 +94,6 @@ def load(path, net, prefixes=('',)):
     except Exception as error:  # of a foreign file, parsers raise nearly anything
         raise cli.UserError(f'{path} is damaged or not a parameter file of this program: {cli.reason(error)}') from None
     found = {name: array.shape for name, array in arrays.items()}
-    shapes = {prefix + name: parameter.shape for prefix in prefixes for name, parameter in of(net).items()}
     if found != shapes:
         wrong = min(name for name in {**found, **shapes} if found.get(name) != shapes.get(name))
         raise cli.UserError(f'{path} does not fit the config.json beside it: {wrong} is {found.get(wrong)}, '
@@ -94,8 +108,8 @@ def load_run(folder, contexts=None):
     net = build_net(config['arguments'])
     best, checkpoint = (os.path.join(folder, name) for name in (BEST, CHECKPOINT))
     has_best = os.path.lexists(best) or not os.path.lexists(checkpoint)
-    path, prefixes = (best, PREFIXES[:1]) if has_best else (checkpoint, PREFIXES)
-    arrays, _ = load(path, net, prefixes)
+    path = best if has_best else checkpoint
+    arrays, _ = load(path, shapes_of(net) if has_best else checkpoint_shapes(net, config['arguments']))
     net.initialize(ctx=contexts or mx.cpu())
     set_arrays(net, arrays)
     return net, config, path

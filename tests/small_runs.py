@@ -96,8 +96,9 @@ def make_parameters_huge(folder):
 
 def checkpoint_of(folder):
     """The (arrays, state) of a run's checkpoint."""
-    net = params.build_net(config.read(folder)['arguments'])
-    return params.load(str(Path(folder) / 'checkpoint.safetensors'), net, params.PREFIXES)
+    arguments = config.read(folder)['arguments']
+    shapes = params.checkpoint_shapes(params.build_net(arguments), arguments)
+    return params.load(str(Path(folder) / 'checkpoint.safetensors'), shapes)
 
 
 def contents(folder):

@@ -53,7 +53,7 @@ def saved(net, arrays):
 
 def refusal(net, path=PATH):
     """The line with which a file is refused; it names the file."""
-    line = fails(params.load, path, net)
+    line = fails(params.load, path, params.shapes_of(net))
     assert path in line
     return line
 
@@ -61,14 +61,16 @@ def refusal(net, path=PATH):
 # What is written is read again
 
 @pytest.mark.parametrize('attention', [True, False])
-@pytest.mark.parametrize('prefixes', [('',), params.PREFIXES], ids=['parameters', 'checkpoint'])
-def test_what_is_saved_is_loaded(attention, prefixes):
-    net, state = make_net(attention=attention), {'samples_seen': 7, 'best_bound': None}
-    arrays = {prefix + name: array + k for k, prefix in enumerate(prefixes)
-              for name, array in params.arrays_of(net).items()}
+@pytest.mark.parametrize('shapes_of', [
+    params.shapes_of, lambda net: params.checkpoint_shapes(net, argparse.Namespace(weight_norm=False)),
+    lambda net: params.checkpoint_shapes(net, argparse.Namespace(weight_norm=True))],
+    ids=['parameters', 'checkpoint', 'checkpoint of normalized weights'])
+def test_what_is_saved_is_loaded(attention, shapes_of):
+    state, shapes = {'samples_seen': 7, 'best_bound': None}, shapes_of(make_net(attention=attention))
+    arrays = {name: np.full(shape, k, np.float32) for k, (name, shape) in enumerate(shapes.items())}
     params.save(PATH, arrays, state)
     assert os.listdir() == [PATH]
-    found, found_state = params.load(PATH, make_net(2, attention=attention), prefixes)
+    found, found_state = params.load(PATH, shapes)
     assert_equal(found, arrays)
     assert {name: found_state[name] for name in state} == state
     params.save('again', arrays, state)
@@ -79,18 +81,20 @@ def test_half_precision(net):
     half = params.arrays_of(net, 'float16')
     params.save(PATH, half)
     assert 2 * sum(array.size for array in half.values()) < os.path.getsize(PATH) < 2000
-    assert_equal(params.load(PATH, net)[0], {name: array.astype('float32') for name, array in half.items()})
+    found, _ = params.load(PATH, params.shapes_of(net))
+    assert_equal(found, {name: array.astype('float32') for name, array in half.items()})
 
 
 def test_model_of_a_run(saved, net, arrays):
     """Its best parameters, or those of the checkpoint before the first validation."""
-    moments = {prefix + name: array + 1 for prefix in params.PREFIXES for name, array in arrays.items()}
-    params.save(params.CHECKPOINT, moments)
+    shapes = params.checkpoint_shapes(net, argparse.Namespace(weight_norm=False))
+    latest = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    params.save(params.CHECKPOINT, latest)
     found, stored, path = params.load_run('.')
     assert_equal(params.arrays_of(found), arrays)
     assert path == f'./{PATH}' and stored['arguments'].num_steps == 2
     saved.unlink()
-    assert_equal(params.arrays_of(params.load_net('.')), {name: moments[name] for name in arrays})
+    assert_equal(params.arrays_of(params.load_net('.')), {name: latest[name] for name in arrays})
     os.unlink(params.CHECKPOINT)
     with pytest.raises(FileNotFoundError, match=PATH):
         params.load_net('.')
@@ -123,7 +127,8 @@ def test_failure_leaves_the_old_file(saved, net, arrays, monkeypatch):
     {'num_recurrent_units': 3}, {'latent_dim': 2}, {'read_size': 2}, {'write_size': 1}, {'attention': False}], ids=str)
 def test_parameters_of_another_network_are_refused(saved, changes):
     assert 'does not fit the config.json' in refusal(make_net(**changes))
-    assert 'does not fit the config.json' in fails(params.load, PATH, make_net(), params.PREFIXES)
+    shapes = params.checkpoint_shapes(make_net(), argparse.Namespace(weight_norm=False))
+    assert 'does not fit the config.json' in fails(params.load, PATH, shapes)
     changed = {'read_size': None, 'write_size': None, **changes} if 'attention' in changes else changes
     change_config('.', changed)
     assert PATH in fails(params.load_run, '.')

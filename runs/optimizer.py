@@ -4,6 +4,11 @@ import system  # noqa: F401  (before mxnet)
 from mxnet import nd, optimizer
 
 
+def is_normalized(name):
+    """Whether a parameter of this name is a weight, which `NormalizedAdam` keeps as v and g."""
+    return name.endswith('weight')
+
+
 class NormalizedAdam(optimizer.Adam):
     """Adam on v and g of every weight w = g v / |v|, with a norm and a g for each output: weight normalization.
 
@@ -13,7 +18,7 @@ class NormalizedAdam(optimizer.Adam):
     """
 
     def create_state(self, index, weight):
-        if not self.param_dict[index].name.endswith('weight'):
+        if not is_normalized(self.param_dict[index].name):
             return super().create_state(index, weight)
         pair = nd.concat(weight, _norm(weight), dim=1)
         return *super().create_state(index, pair), pair

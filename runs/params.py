@@ -1,7 +1,7 @@
 """Parameter files, and the network of a run.
 
 best.safetensors holds the parameters with the best validation bound. checkpoint.safetensors holds the latest ones, the
-moments of Adam and the state of the run. The `__metadata__` of such a file is one JSON object, `draw`, with the state
+states of the optimizer and of the run. The `__metadata__` of such a file is one JSON object, `draw`, with the state
 and `sha256`: the SHA-256 of the file with zeros in place of the checksum.
 """
 import hashlib
@@ -17,6 +17,7 @@ from mxnet import nd
 
 import core
 from runs import config as configs
+from runs.optimizer import is_normalized
 
 BEST, CHECKPOINT = 'best.safetensors', 'checkpoint.safetensors'
 STATES = 'mean/', 'variance/', 'v_g/'  # of the optimizer, for each parameter; the last one for normalized weights
@@ -69,10 +70,11 @@ def shapes_of(net):
 def checkpoint_shapes(net, args):
     """The shapes of all arrays in a checkpoint, {name: shape}: parameters and the states of the optimizer."""
     shapes = shapes_of(net)
-    for name, shape in shapes_of(net).items():
-        normalized = args.weight_norm and name.endswith('weight')
-        own = (shape[0], shape[1] + 1) if normalized else shape
-        shapes.update((kind + name, own) for kind in STATES[:3 if normalized else 2])
+    for name, shape in [*shapes.items()]:
+        kinds = STATES[:2]
+        if args.weight_norm and is_normalized(name):
+            kinds, shape = STATES, (shape[0], shape[1] + 1)
+        shapes.update((kind + name, shape) for kind in kinds)
     return shapes
 
 

@@ -13,7 +13,7 @@ Y = nd.array(np.random.RandomState(1).normal(size=(20, 3)))
 
 def updates(parameters, optimizer, predict):
     """Minimize the squared error of `predict` in seven steps, in the middle at another rate."""
-    trainer = gluon.Trainer(parameters, optimizer, {} if isinstance(optimizer, str) else None, kvstore=None)
+    trainer = gluon.Trainer(parameters, optimizer, kvstore=None)
     for rate in (0.1, 0.1, 0.1, 0.3, 0.3, 0.1, 0.1):
         with autograd.record():
             loss = nd.square(predict() - Y).sum()

@@ -1,6 +1,7 @@
 """Parameter files: what is written is read again; what is damaged, foreign or of another network ends in one line."""
 import argparse
 import errno
+import functools
 import os
 import pickle
 from pathlib import Path
@@ -51,6 +52,12 @@ def saved(net, arrays):
     return Path(PATH)
 
 
+def random_checkpoint(net, weight_norm=False):
+    """Random arrays of all names and shapes of a checkpoint."""
+    shapes, rng = params.checkpoint_shapes(net, argparse.Namespace(weight_norm=weight_norm)), np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def refusal(net, path=PATH):
     """The line with which a file is refused; it names the file."""
     line = fails(params.load, path, params.shapes_of(net))
@@ -61,16 +68,14 @@ def refusal(net, path=PATH):
 # What is written is read again
 
 @pytest.mark.parametrize('attention', [True, False])
-@pytest.mark.parametrize('shapes_of', [
-    params.shapes_of, lambda net: params.checkpoint_shapes(net, argparse.Namespace(weight_norm=False)),
-    lambda net: params.checkpoint_shapes(net, argparse.Namespace(weight_norm=True))],
+@pytest.mark.parametrize('arrays_of', [
+    params.arrays_of, random_checkpoint, functools.partial(random_checkpoint, weight_norm=True)],
     ids=['parameters', 'checkpoint', 'checkpoint of normalized weights'])
-def test_what_is_saved_is_loaded(attention, shapes_of):
-    state, shapes = {'samples_seen': 7, 'best_bound': None}, shapes_of(make_net(attention=attention))
-    arrays = {name: np.full(shape, k, np.float32) for k, (name, shape) in enumerate(shapes.items())}
+def test_what_is_saved_is_loaded(attention, arrays_of):
+    state, arrays = {'samples_seen': 7, 'best_bound': None}, arrays_of(make_net(attention=attention))
     params.save(PATH, arrays, state)
     assert os.listdir() == [PATH]
-    found, found_state = params.load(PATH, shapes)
+    found, found_state = params.load(PATH, {name: array.shape for name, array in arrays.items()})
     assert_equal(found, arrays)
     assert {name: found_state[name] for name in state} == state
     params.save('again', arrays, state)
@@ -87,8 +92,7 @@ def test_half_precision(net):
 
 def test_model_of_a_run(saved, net, arrays):
     """Its best parameters, or those of the checkpoint before the first validation."""
-    shapes = params.checkpoint_shapes(net, argparse.Namespace(weight_norm=False))
-    latest = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    latest = random_checkpoint(net)
     params.save(params.CHECKPOINT, latest)
     found, stored, path = params.load_run('.')
     assert_equal(params.arrays_of(found), arrays)

@@ -449,7 +449,7 @@ REFUSED = {
     'other images': (lambda run: write_images(config_of(run)['arguments']['dataset'], seed=1), 'these are'),
     'no run': (shutil.rmtree, 'is not the folder of a run'),
     'no best parameters': (lambda run: (run / params.BEST).unlink(), params.BEST),
-    'no checkpoint': (lambda run: (run / params.CHECKPOINT).unlink(), 'start a new run from its model, with --init'),
+    'no checkpoint': (lambda run: (run / params.CHECKPOINT).unlink(), 'has no checkpoint.safetensors: start a new run'),
     'damaged checkpoint': (lambda run: os.truncate(run / params.CHECKPOINT, 5000), params.CHECKPOINT),
     'damaged log': (lambda run: (run / 'curves.csv').write_bytes(b'samples_seen\n\n\xff'), 'curves.csv is damaged'),
     'the log is a file': (lambda run: (shutil.rmtree(run / 'train'), (run / 'train').write_text('')), 'train')}

@@ -34,7 +34,10 @@ def parse_args(parser, argv=None):
     add('--batch_size', '-b', type=cli.count, metavar='N', default=100, help='images at a time')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise')
     devices.add_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.transpose and not args.dataset:
+        parser.error('argument --transpose needs --dataset')
+    return args
 
 
 def evaluate(args, contexts):

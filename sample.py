@@ -36,6 +36,8 @@ def parse_args(parser, argv=None):
         help='one picture instead, FILE.png: a row of ten time steps for each image')
     devices.add_flags(parser, fused=False)
     args = parser.parse_args(argv)
+    if (args.dataset or args.data_dir) and not args.reconstruct:
+        parser.error('arguments --dataset and --data_dir need --reconstruct')
     args.run = args.run or PRETRAINED
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
     if args.file and not args.file.lower().endswith(suffixes):

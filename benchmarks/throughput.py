@@ -78,7 +78,7 @@ def compare(args):
         settings = {name: getattr(case, name) for name in chart.CASE}
         results['runs'].append({'round': number, 'program': program, **settings, **run(program, case)})
         files.write_json(args.results, results)
-        print(*results['runs'][-1].values(), flush=True)
+        cli.say(' '.join(map(str, results['runs'][-1].values())))
     return results
 
 
@@ -100,9 +100,10 @@ def parse_args(parser, argv=None):
 
 
 def check(args):
-    """Raise cli.UserError if the file exists, or a program cannot run."""
+    """Create the file's folder. Raises OSError, and cli.UserError if the file exists or a program cannot run."""
     if os.path.exists(args.results):
         raise cli.UserError(f'{args.results} exists')
+    os.makedirs(os.path.dirname(args.results), exist_ok=True)
     missing = [name for name in ('torch', 'jax') if name in args.programs and not importlib.util.find_spec(name)]
     if missing:
         raise cli.UserError(f'argument --programs: no {" and ".join(missing)} in this environment; '
@@ -114,7 +115,7 @@ def main(argv=None):
     args = parse_args(parser, argv)
     with cli.one_line(parser):
         check(args)
-        print(chart.tables(compare(args)))
+        cli.say(chart.tables(compare(args)))
 
 
 if __name__ == '__main__':

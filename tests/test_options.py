@@ -109,6 +109,14 @@ def test_gpus(tmp_path, monkeypatch, capsys):
         assert 'MXNet cannot use GPU 0' in line and 'compute capability 5.0 to 8.9' in line
 
 
+@pytest.mark.parametrize('main, argv, needed', [
+    (evaluate.main, ['RUN', '--transpose'], 'needs --dataset'),
+    (sample.main, ['--dataset', 'mnist'], 'need --reconstruct'),
+    (sample.main, ['--data_dir', 'data'], 'need --reconstruct')], ids=str)
+def test_flags_that_need_another(capsys, main, argv, needed):
+    assert refusal(capsys, main, *argv).endswith(needed)
+
+
 @pytest.mark.parametrize('logdir', ['file', 'file/logs', 'file/logs/deep'])
 def test_logdir_that_cannot_be_written(workplace, capsys, logdir):
     Path('file').write_text('mine')

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 from dataset import stream
 from dataset.load import load_of_run
-from pictures import curves, paint, render
-from runs import params
+from pictures import paint, render
+from runs import curves, params
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 _PATHS = 'data_dir', 'logdir', 'init', 'resume'  # among the flags

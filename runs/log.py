@@ -10,11 +10,11 @@ from system import cli, files
 
 import numpy as np
 
-from pictures import curves, paint
-from runs import params
+from pictures import paint, plot
+from runs import curves, params
 from runs.events import Events, summary
 
-SPLITS = ('train', 'validation')
+_CURVES = 'train', 'validation'
 _PARTS = {'read': 'read', 'enc': 'encoder', 'q': 'posterior', 'dec': 'decoder', 'write': 'write'}
 _NUM_PREVIEWS, _PREVIEW_SEED = 6, 0  # the same noise every time, so that pictures can be compared
 _PREVIEW_SIDE = 256  # screen pixels to which an image is enlarged, at most
@@ -28,9 +28,9 @@ class Log:
 
     def __init__(self, folder, arguments, seen=0):
         self._folder, self._events = folder, {}
-        curves.cut(self._path('curves.csv'), curves.COLUMNS, seen)
-        curves.cut(self._path('kl_per_step.csv'), curves.kl_columns(arguments['num_steps']), seen)
-        for split in SPLITS:
+        curves.truncate(self._path('curves.csv'), curves.COLUMNS, seen)
+        curves.truncate(self._path('kl_per_step.csv'), curves.kl_columns(arguments['num_steps']), seen)
+        for split in _CURVES:
             os.makedirs(self._path(split), exist_ok=True)
             self._events[split] = Events(self._path(split), seen)
         self._events['train'].add_table('configuration', seen, arguments)
@@ -89,7 +89,7 @@ class Log:
     def save_curves(self):
         """Draw curves.png. A failure is reported in one line and ends no run."""
         try:
-            files.write_whole(self._path('curves.png'), curves.png(curves.read(self._path('curves.csv'))))
+            files.write_whole(self._path('curves.png'), plot.png(curves.read(self._path('curves.csv'))))
         except Exception as error:
             cli.say(f'Note: {self._path("curves.png")} was not drawn: {cli.reason(error)}')
 

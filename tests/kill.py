@@ -16,7 +16,8 @@ import numpy as np
 
 import conftest  # noqa: F401
 import train_mnist
-from pictures import curves
+from pictures import plot
+from runs import curves
 from small_runs import SIZES, checkpoint_of, code_of, only_folder
 
 ARGV = [*SIZES, '-t', '1e6', '-f', '32', '-v', '8', '--log_freq', '8', '--checkpoint_freq', '8', '--lr_decay', '0']
@@ -43,7 +44,7 @@ def samples_logged():
 
 
 def main(kills):
-    curves.png = lambda table: b'a figure'
+    plot.png = lambda table: b'a figure'
     rng, refusals, lost, moments = np.random.default_rng(0), 0, [], []
     while len(moments) < kills:
         first = moments[-1] if moments else 0

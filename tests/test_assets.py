@@ -10,8 +10,7 @@ from PIL import Image
 import sample
 from assets import make
 from networks import assert_equal
-from pictures import curves
-from runs import params
+from runs import curves, params
 from small_runs import config_of, refusal
 
 

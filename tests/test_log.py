@@ -16,9 +16,9 @@ from commands import python, wait_for
 from dataset.load import load
 from dataset.stream import evaluation_images
 from networks import NO_ATTENTION, build
-from pictures import curves, paint
-from runs import params
-from runs.log import SPLITS, Log
+from pictures import paint, plot
+from runs import curves, params
+from runs.log import Log
 from runs.run import Run
 from runs.training import Training
 from small_runs import (
@@ -36,6 +36,7 @@ from small_runs import (
     train,
 )
 
+SPLITS = 'train', 'validation'
 T = 2  # time steps, in ARGV
 ARGUMENTS = {'num_steps': T}
 NATS = {f'nats_per_image/{name}' for name in ('bound', 'reconstruction', 'kl')}
@@ -162,7 +163,7 @@ def test_sync_reaches_every_file(log, tmp_path, monkeypatch):
 # Learning curves as a picture
 
 def test_curves_are_drawn(logdir):
-    panels = curves.figure(curves.read(logdir / 'whole' / 'curves.csv')).axes
+    panels = plot.figure(curves.read(logdir / 'whole' / 'curves.csv')).axes
     for axes, name in zip(panels, ('bound', 'reconstruction', 'kl')):
         assert axes.get_xlabel() == 'training samples' and axes.get_ylabel() == 'nats per image'
         for line, split in zip(axes.get_lines(), SPLITS):
@@ -178,7 +179,7 @@ def test_view_leaves_out_the_start_and_nothing_else(log, tmp_path):
         log.bound('train', seen, 90 + 450. * (seen < 10) + np.sin(seen), 0.)
     for seen, bound in ((250, 100.), (500, np.nan), (750, 150.), (1000, 190.)):
         log.bound('validation', seen, bound, 0.)
-    low, high = curves.figure(curves.read(tmp_path / 'curves.csv')).axes[0].get_ylim()
+    low, high = plot.figure(curves.read(tmp_path / 'curves.csv')).axes[0].get_ylim()
     assert 80 < low < 89.1 and 190 < high < 200
 
 

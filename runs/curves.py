@@ -1,0 +1,41 @@
+"""The curves of a run as CSV files."""
+import os
+
+from system import cli, files
+
+import numpy as np
+
+COLUMNS = ('samples_seen', 'split', 'bound', 'reconstruction', 'kl', 'gradient_norm', 'learning_rate',
+           'samples_per_second')
+
+
+def kl_columns(num_steps):
+    """The columns of a kl_per_step.csv."""
+    return 'samples_seen', *(f'kl_{t}' for t in range(1, num_steps + 1))
+
+
+def line(cells):
+    """Text and numbers as a line of a CSV file."""
+    return ','.join(cell if isinstance(cell, str) else f'{cell:.12g}' for cell in cells) + '\n'
+
+
+def _lines(path):
+    """The lines of a CSV file below its header, without a last line that a crash cut short."""
+    with open(path) as file:
+        return [text for text in file.readlines()[1:] if text.endswith('\n')]
+
+
+def read(path, columns=COLUMNS):
+    """The points in a CSV file, a structured array of text in the column `split` and of float in all others."""
+    kinds = [(name, 'U10' if name == 'split' else float) for name in columns]
+    return np.array([tuple(text.strip().split(',')) for text in _lines(path)], kinds)
+
+
+def truncate(path, columns, seen):
+    """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing. Raises
+    cli.UserError where a line does not begin with a number."""
+    try:
+        kept = [text for text in (_lines(path) if os.path.exists(path) else ()) if float(text.split(',')[0]) <= seen]
+    except ValueError as error:
+        raise cli.UserError(f'{path} is damaged: {error}') from None
+    files.write_whole(path, ''.join([line(columns), *kept]).encode())

@@ -24,6 +24,7 @@ def parse_args(parser, argv=None):
     add('--reconstruct', action='store_true', help='reconstruct test images instead, each with its input to the right')
     add('--dataset', type=dataset_name, metavar='NAME|PATH', help="with --reconstruct: images other than the run's")
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of that data set's files (default: the run's)")
+    add('--transpose', action='store_true', help='with --dataset: swap rows and columns')
     add('--scale', type=cli.count, metavar='N',
         help=f'screen pixels per image pixel and side (default: {paint.SCALE}, with --grid {paint.GRID_SCALE})')
     add('--no_boxes', action='store_true',
@@ -38,6 +39,8 @@ def parse_args(parser, argv=None):
     args = parser.parse_args(argv)
     if (args.dataset or args.data_dir) and not args.reconstruct:
         parser.error('arguments --dataset and --data_dir need --reconstruct')
+    if args.transpose and not args.dataset:
+        parser.error('argument --transpose needs --dataset')
     args.run = args.run or PRETRAINED
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
     if args.file and not args.file.lower().endswith(suffixes):
@@ -68,7 +71,7 @@ def run(args):
     net, config, path = params.load_run(args.run, devices.contexts(args))
     images = None
     if args.reconstruct:
-        data = load_of_run(config, ['test'], args.dataset, args.data_dir)
+        data = load_of_run(config, ['test'], args.dataset, args.data_dir, args.transpose)
         cli.say('\n'.join(data.lines))
         images = stream.evaluation_images(data.splits['test'][:args.num_samples], config['arguments'].binarization)
     kind, total = ('reconstruction', len(images)) if args.reconstruct else ('sample', args.num_samples)

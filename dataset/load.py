@@ -70,7 +70,7 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
     if transpose and name in DATASETS:
         raise DataError(f'--transpose is for your own images, not for {name}')
     if name == 'synthetic':
-        images = draw_synthetic(splits)
+        images = draw_synthetic()
     elif name == 'two_digits':
         digits, image_shape = load('mnist', path, splits=splits).splits, tuple(image_shape or (SIDE, SIDE))
         if image_shape != (SIDE, SIDE):

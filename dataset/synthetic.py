@@ -7,8 +7,8 @@ from dataset.noise import generator
 _ROWS = {'train': range(20000), 'validation': range(20000, 22000), 'test': range(22000, 24000)}
 
 
-def draw_synthetic(splits):
-    """{split: uint8 (n, 28, 28)}. Only these splits are drawn."""
+def draw_synthetic():
+    """{split: uint8 (n, 28, 28)}, of all splits."""
     rng = generator(0, 'synthetic digits')
     n = sum(map(len, _ROWS.values()))
     glyphs = [_draw_glyph(digit, stroke_width) for digit in '0123456789' for stroke_width in (0, 2, 4, 6)]
@@ -28,7 +28,7 @@ def draw_synthetic(splits):
         glyph = glyphs[kinds[i]]
         return np.asarray(glyph.transform((28, 28), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
 
-    return {split: np.stack([draw(i) for i in _ROWS[split]]) for split in splits}
+    return {split: np.stack([draw(i) for i in rows]) for split, rows in _ROWS.items()}
 
 
 def _draw_glyph(digit, stroke_width):

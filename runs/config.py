@@ -8,8 +8,8 @@ from dataset.load import dataset_name
 from dataset.stream import BINARIZATIONS
 
 # What may change when a run is resumed; everything else decides what the run is.
-MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'data_dir',
-              'gpu', 'gpus', 'fused', 'kvstore', 'sync_timeout')
+MAY_CHANGE = ('num_train_samples', 'learning_rate', 'lr_decay', 'val_freq', 'log_freq', 'checkpoint_freq', 'dataset',
+              'data_dir', 'gpu', 'gpus', 'fused', 'kvstore', 'sync_timeout')
 OF_EACH_WORKER = 'data_dir', 'logdir', 'gpu', 'gpus', 'fused'  # may differ between workers of one run
 _OF_MODEL = ('input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim', 'attention', 'read_size',
              'write_size')  # what --init takes from the other run
@@ -98,7 +98,7 @@ def parse_args(argv=None, doc=''):
                 parser.error(f'argument --{name}: {getattr(given, name)} contradicts {stored[name]} of '
                              f'{args.resume or args.init}')
         if args.init and not args.resume and given.dataset != stored['dataset']:  # other images, so other files
-            given.data_dir, given.transpose = args.data_dir, args.transpose
+            given.data_dir, given.transpose, given.binarization = args.data_dir, args.transpose, args.binarization
         args = given
     if not args.attention and (args.read_size or args.write_size):
         parser.error('arguments --read_size and --write_size need --attention')

@@ -31,9 +31,9 @@ def stored(run='run'):
 # Flags
 
 ALLOWED = {'num_train_samples': '64', 'learning_rate': '0.5', 'lr_decay': '0', 'val_freq': '3', 'log_freq': '3',
-           'checkpoint_freq': '3', 'data_dir': 'elsewhere', 'fused': 'off', 'kvstore': 'dist_sync', 'sync_timeout': '3',
-           'gpus': '0,1', 'gpu': None}
-OTHERS = {'dataset': 'mnist', 'binarization': 'static', 'input_height': '6', 'input_width': '6', 'read_size': '1',
+           'checkpoint_freq': '3', 'dataset': 'mnist', 'data_dir': 'elsewhere', 'fused': 'off',
+           'kvstore': 'dist_sync', 'sync_timeout': '3', 'gpus': '0,1', 'gpu': None}
+OTHERS = {'binarization': 'static', 'input_height': '6', 'input_width': '6', 'read_size': '1',
           'write_size': '1', 'num_steps': '3', 'num_recurrent_units': '3', 'latent_dim': '3', 'batch_size': '3',
           'clip_norm': '3', 'kl_warmup': '3', 'seed': '3', 'init': 'run', 'num_val_samples': '3', 'logdir': 'elsewhere',
           'name': 'mine', 'transpose': None, 'attention': None, 'weight_norm': None}
@@ -90,8 +90,9 @@ def test_a_run_that_starts_from_a_model_takes_what_it_is_not_given(run, capsys):
 
 
 def test_a_run_that_starts_from_a_model_may_have_other_images(run):
-    args = config.parse_args(['--init', 'run', '--dataset', 'kmnist', '--binarization', 'static', '--kl_warmup', '7'])
-    assert (args.dataset, args.binarization, args.kl_warmup) == ('kmnist', 'static', 7)
+    change_config(run, {'binarization': 'threshold'})
+    args = config.parse_args(['--init', 'run', '--dataset', 'kmnist', '--kl_warmup', '7'])
+    assert (args.dataset, args.kl_warmup, args.binarization) == ('kmnist', 7, 'dynamic')
     assert args.data_dir == os.path.abspath('data') and not args.transpose  # those of the run are for its own images
 
 

@@ -90,7 +90,7 @@ def test_extreme_and_clipped_windows(bias):
 @pytest.mark.parametrize('model', ['draw_w_attn', 'draw_wo_attn'])
 def test_trained_models_on_digits(model):
     net = params.load_net(ROOT / 'assets' / model)
-    digits = draw_synthetic(['test'])['test'][:4].reshape(4, -1)
+    digits = draw_synthetic()['test'][:4].reshape(4, -1)
     eps = np.random.RandomState(0).normal(size=(net.num_steps, 4, net.latent_dim))
     assert_equal_steps(net, binarize(digits, 'dynamic', np.random.default_rng(0)), eps, tolerance=1e-4)
 

@@ -110,9 +110,9 @@ def test_gpus(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('main, argv, needed', [
-    (evaluate.main, ['RUN', '--transpose'], 'needs --dataset'),
+    (evaluate.main, ['RUN', '--transpose'], 'needs --dataset'), (sample.main, ['--transpose'], 'needs --dataset'),
     (sample.main, ['--dataset', 'mnist'], 'need --reconstruct'),
-    (sample.main, ['--data_dir', 'data'], 'need --reconstruct')], ids=str)
+    (sample.main, ['--data_dir', 'data'], 'need --reconstruct')])
 def test_flags_that_need_another(capsys, main, argv, needed):
     assert refusal(capsys, main, *argv).endswith(needed)
 

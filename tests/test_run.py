@@ -22,7 +22,7 @@ import train_mnist
 from commands import python, started
 from dataset.load import load
 from networks import assert_equal
-from pictures import curves, paint
+from pictures import paint, plot
 from runs import config, params
 from runs import run as runs_run
 from runs.log import Log
@@ -34,7 +34,6 @@ from small_runs import (
     TIME_OUT,
     assert_same_end,
     at_call,
-    change_config,
     checkpoint_of,
     code_of,
     config_of,
@@ -60,7 +59,7 @@ pytestmark = pytest.mark.usefixtures('workplace')
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Drawing a figure takes longer than training for it."""
-    monkeypatch.setattr(curves, 'png', lambda table: b'a figure')
+    monkeypatch.setattr(plot, 'png', lambda table: b'a figure')
 
 
 @pytest.fixture(scope='module')
@@ -198,7 +197,7 @@ def test_second_signal_ends_at_once(finished, monkeypatch, capsys, where):
 
 
 @pytest.mark.parametrize('where, numbers', [
-    ((paint, 'write_gifs', 1), [TERM]), ((curves, 'png', 1), [TERM, INT, HUP]), ((Log, 'close', 1), [TERM, INT, HUP])],
+    ((paint, 'write_gifs', 1), [TERM]), ((plot, 'png', 1), [TERM, INT, HUP]), ((Log, 'close', 1), [TERM, INT, HUP])],
     ids=str)
 def test_signals_at_the_very_end_stop_nothing(finished, monkeypatch, capsys, where, numbers):
     handlers = [signal.getsignal(number) for number in (INT, TERM, HUP)]
@@ -446,7 +445,7 @@ def test_file_system_without_locks(run, monkeypatch, capsys):
 
 
 REFUSED = {
-    'other images': (lambda run: write_images(config_of(run)['arguments']['dataset'], seed=1), 'these are'),
+    'other images': (lambda run: write_images('own.npy', seed=1), 'these are'),
     'no run': (shutil.rmtree, 'is not the folder of a run'),
     'no best parameters': (lambda run: (run / params.BEST).unlink(), params.BEST),
     'no checkpoint': (lambda run: (run / params.CHECKPOINT).unlink(), 'has no checkpoint.safetensors: start a new run'),
@@ -456,14 +455,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_cannot_be_continued_is_refused(tmp_path, capsys, run, case):
-    """One line says so before work starts, and nothing is lost."""
+def test_what_cannot_be_continued_is_refused(capsys, run, case):
+    """One line says so before work starts, and nothing is lost. (Moving the images would not matter.)"""
     shutil.copy(config_of(run)['arguments']['dataset'], 'own.npy')
-    change_config(run, {'dataset': str(tmp_path / 'own.npy')})
     damage, reason = REFUSED[case]
     damage(run)
     before = contents('.')
-    assert reason in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64')
+    assert reason in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64', '--dataset', 'own.npy')
     after = contents('.')
     if 'log' not in case:
         assert after == before

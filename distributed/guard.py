@@ -1,6 +1,6 @@
 """Run a command until it ends or standard input closes; a byte on standard input asks it to stop.
 
-    python -m distributed.guard SHARE COMMAND ...
+    python -m distributed.guard COMMAND ...
 
 The launcher starts every process below a guard on its host. When the launcher ends, for whatever reason, the input of
 the guard closes, through SSH too. Imports the standard library alone, to start at once.
@@ -14,12 +14,11 @@ import tempfile
 import threading
 
 
-def guard(share, command):
-    """Run a command with 1/share of the processors and a temporary folder of its own; returns its exit code."""
-    threads = max(1, len(os.sched_getaffinity(0)) // share)
+def guard(command):
+    """Run a command with a temporary folder of its own; returns its exit code."""
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
-            command, env={'OMP_NUM_THREADS': str(threads), **os.environ, 'TMPDIR': folder}, stdin=subprocess.DEVNULL,
+            command, env={**os.environ, 'TMPDIR': folder}, stdin=subprocess.DEVNULL,
             preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL))  # PR_SET_PDEATHSIG: it dies with the guard
 
         def obey():
@@ -33,4 +32,4 @@ def guard(share, command):
 
 
 if __name__ == '__main__':
-    sys.exit(guard(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(guard(sys.argv[1:]))

@@ -18,6 +18,7 @@ import tempfile
 import time
 
 _ENVIRONMENT = dict(os.environ)  # before `system` sets the number of threads of this process
+_FOR_ALL_HOSTS = 'OMP_', 'MXNET_', 'DRAW_', 'LD_LIBRARY_PATH', 'XDG_CACHE_HOME'
 
 from system import cli  # noqa: E402
 
@@ -32,15 +33,16 @@ class Process(subprocess.Popen):
         host = None if role == 'scheduler' else args.hosts[k % len(args.hosts)]
         self.name = f'{role} {k} on {host}' if host else f'{role} {k}'
         self.log = tempfile.TemporaryFile() if (role, k) != ('worker', 0) else None  # noqa: SIM115  (the terminal)
-        variables = {name: value for name, value in _ENVIRONMENT.items() if name.startswith(('OMP_', 'MXNET_'))}
+        variables = {name: value for name, value in _ENVIRONMENT.items() if name.startswith(_FOR_ALL_HOSTS)}
         variables.update(DMLC_PS_ROOT_URI=args.address, DMLC_PS_ROOT_PORT=args.port, DMLC_NUM_WORKER=args.num_workers,
                          DMLC_NUM_SERVER=len(args.hosts), DISTRIBUTED_LAUNCH=args.launcher,
+                         DISTRIBUTED_SHARE=-(-args.num_workers // len(args.hosts)),
                          MXNET_KVSTORE_BIGARRAY_BOUND=2 ** 16)  # larger arrays are divided among the servers
         if not host:
             variables['DMLC_NODE_HOST'] = args.address  # listen there and nowhere else
         variables.update({'DMLC_ROLE': role, 'DMLC_TASK_ID': k} if role == 'worker' else {'OMP_NUM_THREADS': 1})
         line = ['env', *(f'{name}={value}' for name, value in variables.items()),
-                sys.executable, '-m', 'distributed.guard', str(-(-args.num_workers // len(args.hosts))), sys.executable,
+                sys.executable, '-m', 'distributed.guard', sys.executable,
                 *(args.command if role == 'worker' else ['-c', _SERVE.format(role)])]
         if host:
             line = ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=15', '-o', 'ServerAliveInterval=5', host,

@@ -1,6 +1,7 @@
 """The processes that train one network: one alone, or several through MXNet's distributed KVStore."""
 import contextlib
 import os
+import shlex
 import sys
 import tempfile
 import threading
@@ -88,7 +89,7 @@ class Workers(Alone):
             self.rank, self.size = (int(os.environ[name]) for name in ('DMLC_TASK_ID', 'DMLC_NUM_WORKER'))
         except (KeyError, ValueError) as error:
             raise cli.UserError(f'--kvstore dist_sync needs what distributed.launch sets: {error}') from None
-        self.launcher = os.environ.get('DISTRIBUTED_LAUNCH', f'-m distributed.launch -n {self.size}').split()
+        self.launcher = shlex.split(os.environ.get('DISTRIBUTED_LAUNCH', f'-m distributed.launch -n {self.size}'))
         self._timeout, self._heard, self._keys = timeout, time.monotonic(), set()
 
     def __enter__(self):

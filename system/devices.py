@@ -22,11 +22,12 @@ def threads():
 
 
 def set_environment():
-    """Set what MXNet reads when it is imported. Raises compat.Unsupported."""
+    """Set what MXNet reads when it is imported; several workers on a host share its processors. Raises
+    compat.Unsupported."""
     first = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()  # MXNet aborts at a list
     if first and not (first.isdecimal() and 0 < int(first) < 1024):
         raise compat.Unsupported(f'OMP_NUM_THREADS must be a number of threads, not {first!r}')
-    os.environ['OMP_NUM_THREADS'] = first or str(processors())
+    os.environ['OMP_NUM_THREADS'] = first or str(max(1, processors() // int(os.environ.get('DISTRIBUTED_SHARE', 1))))
     # No threads for large copies: where there are more threads than processors, OpenMP sleeps at every barrier.
     os.environ.setdefault('MXNET_CPU_PARALLEL_SIZE', str(2 ** 31 - 1))
 

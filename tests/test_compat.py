@@ -94,9 +94,11 @@ def test_names_that_numpy_removed_mean_what_they_meant():
 
 # The environment
 
-@pytest.mark.parametrize('own, threads', [('', '4'), ('7', '7'), (' 2,1', '2')])
-def test_threads(monkeypatch, own, threads):
+@pytest.mark.parametrize('own, workers, threads', [
+    ('', 1, '4'), ('7', 2, '7'), (' 2,1', 1, '2'), ('', 2, '2'), ('', 9, '1')])
+def test_threads(monkeypatch, own, workers, threads):
     monkeypatch.setenv('OMP_NUM_THREADS', own)
+    monkeypatch.setenv('DISTRIBUTED_SHARE', str(workers))
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: range(4))
     monkeypatch.setattr(devices, 'open', lambda path: io.StringIO('max 100000'), raising=False)
     devices.set_environment()

@@ -106,20 +106,23 @@ def test_what_workers_are_given(workplace):
     for rank, (argv, environment) in enumerate(shown('a b', '--flag', "it's")):
         assert argv == ['a b', '--flag', "it's"]
         expected = {'DMLC_TASK_ID': str(rank), 'DMLC_NUM_WORKER': '2', 'DMLC_NODE_HOST': '127.0.0.1',
-                    'OMP_NUM_THREADS': str(max(1, len(os.sched_getaffinity(0)) // 2))}
+                    'DISTRIBUTED_SHARE': '2'}
         assert {name: environment[name] for name in expected} == expected
+        assert 'OMP_NUM_THREADS' not in environment
         assert not os.path.exists(environment['TMPDIR'])
 
 
 def test_hosts_are_reached_by_ssh(workplace, monkeypatch):
-    """With a stand-in for ssh that runs the command here and notes the host."""
+    """With a stand-in for ssh that runs the command here, in an environment of its own, and notes the host."""
     Path('bin').mkdir()
-    Path('bin/ssh').write_text('#!/bin/sh\necho "$7" >> hosts.txt\nexec sh -c "$8"\n')
+    Path('bin/ssh').write_text('#!/bin/sh\necho "$7" >> hosts.txt\nexec env -i PYTHONPATH="$PYTHONPATH" sh -c "$8"\n')
     Path('bin/ssh').chmod(0o755)
     monkeypatch.setenv('PATH', f'{Path("bin").resolve()}:{os.environ["PATH"]}')
     options = ['--hosts', '127.0.0.1,me@127.0.0.2']
-    for argv, environment in shown('a b', options=options, OMP_NUM_THREADS='7'):
-        assert argv == ['a b'] and environment['OMP_NUM_THREADS'] == '7' and environment['PWD'] == os.getcwd()
+    own = {'OMP_NUM_THREADS': '7', 'LD_LIBRARY_PATH': '/usr/lib', 'DRAW_MNIST_MIRROR': 'http://127.0.0.1/'}
+    for argv, environment in shown('a b', options=options, **own):
+        assert argv == ['a b'] and environment['PWD'] == os.getcwd()
+        assert own == {name: environment[name] for name in own} and environment['DISTRIBUTED_SHARE'] == '1'
         assert environment['DISTRIBUTED_LAUNCH'] == f'-m distributed.launch -n 2 {" ".join(options)}'
         assert environment['DMLC_NUM_SERVER'] == '2'
     assert sorted(Path('hosts.txt').read_text().split()) == 2 * ['127.0.0.1'] + 2 * ['me@127.0.0.2']

@@ -1,6 +1,5 @@
 """What the programs of the comparison share, so that all do the same work on one clock. Needs no framework."""
 import json
-import os
 import statistics
 import time
 
@@ -32,10 +31,6 @@ def size_flags(args):
     """The flags of train_mnist.py that give it the sizes in `args`."""
     names = [name for name in SIZES if args.attention or name not in ('read_size', 'write_size')]
     return ['--attention'] * args.attention + [f'--{name}={getattr(args, name)}' for name in names]
-
-
-def num_threads():
-    return int(os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0)))
 
 
 def parameter_shapes(args):

@@ -6,6 +6,7 @@ Prints one line of JSON.
     python -m benchmarks.draw_torch --attention
 """
 import argparse
+import os
 
 import torch
 from torch.nn import functional as F
@@ -98,7 +99,7 @@ def loss_and_gradients(args, arrays, x, eps):
 
 def build(args):
     """A function that starts a training step, and one that waits for it: on the CPU, nothing runs after a call."""
-    torch.set_num_threads(common.num_threads())
+    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0))))
     torch.manual_seed(0)
     params, loss = to_torch(common.random_parameters(args)), make_loss(args)
     optimizer = torch.optim.Adam(params.values(), 1e-3, fused=True)

@@ -24,7 +24,7 @@ class Unavailable(Exception):
 @functools.cache
 def load():
     """The library as a ctypes.CDLL. Raises Unavailable."""
-    failure = 'there is no C compiler (cc, gcc or clang)'
+    failure = 'there is no C compiler (Debian, Ubuntu: apt install gcc)'
     for compiler in filter(None, map(shutil.which, COMPILERS)):
         try:
             return _load(compiler)

@@ -24,8 +24,8 @@ def accelerate(net, contexts, fused='auto'):
     except library.Unavailable as error:
         if fused == 'on':
             raise cli.UserError(f'argument --fused: {error}') from None
-        cli.say(f'The fused operator cannot be used: {error}. Without it, training takes two to four times as long. '
-                'Install a C compiler (Debian, Ubuntu: apt install gcc), or hide this line with --fused off.')
+        cli.say(f'The fused operator cannot be used: {error}. Without it, training takes two to four times as long; '
+                '--fused off hides this line.')
     return net
 
 

@@ -20,7 +20,7 @@ from runs import config as configs
 from runs.optimizer import is_normalized
 
 BEST, CHECKPOINT = 'best.safetensors', 'checkpoint.safetensors'
-STATES = 'mean/', 'variance/', 'v_g/'  # of the optimizer, for each parameter; the last one for normalized weights
+OPTIMIZER_STATES = 'mean/', 'variance/', 'v_g/'  # for each parameter; the last one for normalized weights
 _NO_CHECKSUM = '0' * 64
 
 
@@ -71,9 +71,9 @@ def checkpoint_shapes(net, args):
     """The shapes of all arrays in a checkpoint, {name: shape}: parameters and the states of the optimizer."""
     shapes = shapes_of(net)
     for name, shape in [*shapes.items()]:
-        kinds = STATES[:2]
+        kinds = OPTIMIZER_STATES[:2]
         if args.weight_norm and is_normalized(name):
-            kinds, shape = STATES, (shape[0], shape[1] + 1)
+            kinds, shape = OPTIMIZER_STATES, (shape[0], shape[1] + 1)
         shapes.update((kind + name, shape) for kind in kinds)
     return shapes
 

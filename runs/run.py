@@ -30,10 +30,11 @@ class Stopped(Exception):
 class Run:
     """A context: a run of train_mnist.py from its lock to its exit code.
 
-    However its body ends, leaving it draws the curves, closes the log, and prints the one line that says what to do
-    next. After an error it raises SystemExit; otherwise `code` is the exit code. A new run that fails before its first
-    step leaves no folder. Workers other than 0 have a temporary folder, so that all of them run the same code. Raises
-    cli.UserError where the run to resume is in use, or had other images than those of `facts`.
+    However its body ends, leaving it closes the log, and prints the one line that says what to do next; if the run is
+    finished or stopped, it draws the curves. After an error it raises SystemExit; otherwise `code` is the exit code. A
+    new run that fails before its first step leaves no folder. Workers other than 0 have a temporary folder, so that all
+    of them run the same code. Raises cli.UserError where the run to resume is in use, or had other images than those
+    of `facts`.
     """
 
     def __init__(self, args, command, facts, group):

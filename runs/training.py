@@ -93,7 +93,7 @@ class Training:
         arrays = params.arrays_of(self.net)
         for k, name in enumerate(self._parameters):
             states = self._trainer._updaters[0].states[k]
-            arrays.update((kind + name, array.asnumpy()) for kind, array in zip(params.STATES, states))
+            arrays.update((kind + name, array.asnumpy()) for kind, array in zip(params.OPTIMIZER_STATES, states))
         return arrays, {'samples_seen': self.seen, 'num_updates': self._trainer.optimizer.num_update,
                         'best_bound': self.best_bound if np.isfinite(self.best_bound) else None}
 
@@ -116,7 +116,7 @@ class Training:
         for k, (name, parameter) in enumerate(self._parameters.items()):
             parameter.set_data(of_worker_0(name, parameter.shape))
             if updates:
-                names = [kind + name for kind in params.STATES if kind + name in shapes]
+                names = [kind + name for kind in params.OPTIMIZER_STATES if kind + name in shapes]
                 states = [of_worker_0(name, shapes[name]) for name in names]
                 for updater, ctx in zip(self._trainer._updaters, self.contexts):
                     updater.states[k] = tuple(array.as_in_context(ctx) for array in states)

@@ -82,7 +82,7 @@ static net lay_out(const sizes* s, float* base) {
 
 static long row_of(const net* n, long t) { return (n->s.keep ? t : t % 2) * n->s.B; }  // the first one of step t
 
-// 32 outputs of a layer, or fewer at the end of a group: number `task` of those of all layers. Returns the layer, its
+// A task is one panel, up to 32 outputs, of one layer; tasks are numbered through all layers. Returns the layer, its
 // panel, and the rows of its weight.
 static int locate(const net* n, long task, long* panel, long* row, long* rows) {
   int l = 0;

@@ -11,6 +11,7 @@ import types
 
 from system import cli, files
 
+import mxnet as mx
 import pytest
 
 from commands import started
@@ -40,7 +41,8 @@ def test_every_file_name_can_be_shown(encoding, shown):
 
 
 @pytest.mark.parametrize('error, line', [
-    (cli.UserError('two\nlines \x1b[31m'), 'two\\nlines \\x1b[31m'), (MemoryError(), 'MemoryError')])
+    (cli.UserError('two\nlines \x1b[31m'), 'two\\nlines \\x1b[31m'), (MemoryError(), 'MemoryError'),
+    (mx.MXNetError('Traceback:\n  0 lib.so\nout of memory\n'), 'out of memory')])
 def test_an_error_is_one_line_whatever_it_names(capsys, error, line):
     with pytest.raises(SystemExit) as end, cli.one_line(cli.Parser('sample.py')):
         raise error

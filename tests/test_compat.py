@@ -35,7 +35,7 @@ ELSEWHERE = {  # code that pretends, and what the line says
 @pytest.mark.parametrize('where', ELSEWHERE)
 def test_scripts_end_with_one_line(tmp_path, where):
     pretend, line = ELSEWHERE[where]
-    script = SCRIPTS[len(where) % len(SCRIPTS)]
+    script = SCRIPTS[[*ELSEWHERE].index(where) % len(SCRIPTS)]
     code = f'{pretend}\nimport runpy, sys\nsys.argv[:1] = []\nrunpy.run_path(sys.argv[0], None, "__main__")'
     done = python('-c', code, ROOT / script, '--help', folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, '')

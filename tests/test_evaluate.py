@@ -11,10 +11,8 @@ from mxnet import nd
 import evaluate
 from dataset import stream
 from dataset.load import load
-from dataset.noise import noise
 from distributed.workers import Alone
 from networks import NO_ATTENTION, build, random_parameters, set_parameters
-from oracle import forward_one, sigmoid
 from runs import params
 from runs.bounds import Evaluator
 from small_runs import change_config, code_of, make_parameters_huge, one_line, refusal, write_images
@@ -54,31 +52,6 @@ def test_bounds_of_a_model_that_can_be_integrated(num_steps, attention):
     weighted = -np.logaddexp.reduce(-per_image['importance_weighted'].reshape(200, -1), axis=0) + np.log(200)
     np.testing.assert_allclose(weighted, exact, atol=0.05)
     assert (per_image['bound'].reshape(200, -1).mean(axis=0) > exact).all()
-
-
-def test_log_weight_is_that_of_the_equations():
-    net = make_net(num_steps=3, latent_dim=2, scale=0.5)
-    arrays = params.arrays_of(net, 'float64')
-    per_image = bounds(net, IMAGES, seed=7)
-    eps = noise(7, 'evaluation 0', 0, len(IMAGES), 3, 2).astype(np.float64)
-    for i, x in enumerate(IMAGES.astype(np.float64)):
-        steps = forward_one(arrays, x, eps[:, i], (3, 4), 2, 2)
-        mu, log_sigma = np.stack(steps['mu']), np.stack(steps['log_sigma'])
-        sigma, probability = np.exp(log_sigma), sigmoid(steps['canvases'][-1])
-        z = mu + sigma * eps[:, i]
-        log_prior = (-0.5 * z ** 2 - 0.5 * np.log(2 * np.pi)).sum()
-        log_q = (-0.5 * ((z - mu) / sigma) ** 2 - 0.5 * np.log(2 * np.pi) - log_sigma).sum()
-        log_px = np.log(np.where(x == 1, probability, 1 - probability)).sum()
-        np.testing.assert_allclose(-per_image['bound'][i], log_px + log_prior - log_q, rtol=1e-4)
-        np.testing.assert_allclose(per_image['reconstruction'][i], -log_px, rtol=1e-4)
-
-
-@pytest.mark.parametrize('batch_size', [1, 2, 8])
-def test_batch_size_changes_last_bits_at_most(batch_size):
-    net = make_net()
-    expected, actual = (bounds(net, IMAGES, num_draws=3, batch_size=size) for size in (5, batch_size))
-    for name, values in expected.items():
-        np.testing.assert_allclose(actual[name], values, rtol=1e-5, err_msg=name)
 
 
 # As a user runs it

@@ -77,6 +77,14 @@ def test_values_and_gradients_are_those_of_the_equations(sizes):
     assert_gradients_of_the_equations(net, FusedDRAW(net, 1), values, x, eps, sizes)
 
 
+def test_batches_of_different_sizes_share_no_memory():
+    net, *_ = make(ATTENTION)
+    fused = FusedDRAW(net, 2)
+    for batch in (3, 9, 2, 3):
+        inputs = random_inputs(batch, 35, 3, 4, seed=batch)
+        assert_close(step(net, *inputs, fused), step(net, *inputs))
+
+
 @pytest.mark.parametrize('bias', [[0, 0, 25, 0, 0], [0, 0, -25, 14, 0], [9, -9, 1, -25, 1], [0, 0, -4, 2, -3]])
 def test_extreme_and_clipped_windows(bias):
     """Beyond the limits of log sigma^2 and log delta~, outside the image, and narrower than a pixel."""
@@ -253,19 +261,20 @@ def compiles(capsys):
     return 'Compiling the fused operator' in capsys.readouterr().out
 
 
-def test_compiled_once_per_user(cache, capsys):
-    assert compiles(capsys) and not compiles(capsys)
-    kept, = cache.iterdir()
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o700 and kept.suffix == '.so'
-
-
-def test_damaged_library_is_replaced(cache):
+def test_library_is_compiled_once_and_again_if_damaged(cache):
     code = [sys.executable, '-c', 'from fused import library; library.load()']
     for printed in ('Compiling', '', 'Compiling', ''):
         assert subprocess.check_output(code, cwd=ROOT, text=True)[:9] == printed
         kept, = cache.iterdir()
+        assert stat.S_IMODE(cache.stat().st_mode) == 0o700 and kept.suffix == '.so'
         if printed == '':
             kept.write_bytes(b'torn')
+
+
+def test_other_flags_make_another_library(cache, monkeypatch, capsys):
+    assert compiles(capsys) and not compiles(capsys)
+    monkeypatch.setattr(library, 'FLAGS', [*library.FLAGS, '-g'])
+    assert compiles(capsys) and len([*cache.iterdir()]) == 2
 
 
 def test_cache_that_cannot_be_written(cache, capsys):

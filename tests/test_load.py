@@ -283,20 +283,20 @@ def test_paths_are_kept_absolute(tmp_path, monkeypatch):
     assert dataset_name('./mnist') == cli.absolute('~/mnist') == cli.absolute('mnist') == str(tmp_path / 'mnist')
 
 
-def arguments(dataset, side):
-    return types.SimpleNamespace(dataset=dataset, data_dir=cli.absolute('data'), input_height=side, input_width=side,
-                                 transpose=False)
+def arguments(dataset, shape, transpose):
+    return types.SimpleNamespace(dataset=dataset, data_dir=cli.absolute('data'), input_height=shape[0],
+                                 input_width=shape[1], transpose=transpose)
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """That of a run that was trained, from another folder, on the images in own/."""
-    write_idx(tmp_path / 'own' / TRAIN, numbered(70, (4, 4)))
+    """That of a run that was trained, from another folder, on the images in own/, transposed."""
+    write_idx(tmp_path / 'own' / TRAIN, numbered(70, (4, 3)))
     monkeypatch.chdir(tmp_path)
-    images = load('own', splits=('train', 'validation'))
+    images = load('own', splits=('train', 'validation'), transpose=True)
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path / 'elsewhere')
-    return {'arguments': arguments(images.name, 4), 'images': images.facts}
+    return {'arguments': arguments(images.name, (3, 4), True), 'images': images.facts}
 
 
 def test_a_run_finds_its_images_from_another_folder(config, tmp_path):
@@ -309,22 +309,23 @@ def test_a_run_finds_its_images_from_another_folder(config, tmp_path):
 
 
 def test_other_images_than_those_of_a_run_are_refused(config, tmp_path):
-    write_idx(tmp_path / 'own' / TRAIN, numbered(70, (4, 4), first=1))
+    write_idx(tmp_path / 'own' / TRAIN, numbered(70, (4, 3), first=1))
     write_idx(tmp_path / 'other' / TRAIN, numbered(14))
     with pytest.raises(DataError) as caught:
         load_of_run(config, ['test'])
-    assert str(caught.value).count(f'50 training, 10 validation and 10 test images of 4x4 from {tmp_path}/own (') == 2
+    assert str(caught.value).count(f'50 training, 10 validation and 10 test images of 3x4 from {tmp_path}/own (') == 2
     assert str(caught.value).isprintable()
     images = load_of_run(config, ['test'], dataset=str(tmp_path / 'other'))
-    assert images.splits['test'].shape == (2, 16)
+    assert images.splits['test'].shape == (2, 12)
     with pytest.raises(DataError, match='own.*other'):
         same_images(config['images'], images.facts)
 
 
 def test_moved_images_are_the_same(config, tmp_path):
     (tmp_path / 'own').rename(tmp_path / 'moved')
-    same_images(config['images'], load(str(tmp_path / 'moved'), splits=['test']).facts)
+    same_images(config['images'], load(str(tmp_path / 'moved'), splits=['test'], transpose=True).facts)
 
 
 def test_an_old_run_has_no_facts():
-    assert load_of_run({'arguments': arguments('synthetic', 28)}, ['test']).splits['test'].shape == (2000, 784)
+    config = {'arguments': arguments('synthetic', (28, 28), False)}
+    assert load_of_run(config, ['test']).splits['test'].shape == (2000, 784)

@@ -1,7 +1,6 @@
 """The flags: names, defaults, help, and bad input, which is refused with one line before work starts."""
 import os
 import re
-import shutil
 from pathlib import Path
 
 from system import cli
@@ -13,7 +12,7 @@ import evaluate
 import sample
 import train_mnist
 from runs import config
-from small_runs import ARGV, change_config, refusal
+from small_runs import ARGV, refusal
 
 FLAGS = {  # of train_mnist.py: short name and default
     'batch_size': ('-b', 64), 'input_height': ('-hh', None), 'input_width': ('-ww', None), 'num_steps': ('-s', 64),
@@ -43,14 +42,6 @@ def test_names_and_defaults():
     assert (with_attention.read_size, with_attention.write_size) == (2, 5)
     short = {option for action in parsers()[0]._actions for option in action.option_strings if option[1] != '-'}
     assert short == {'-h', *(short for short, _ in FLAGS.values() if short)}
-
-
-@pytest.mark.parametrize('name', [name for name, (short, _) in FLAGS.items() if short])
-def test_a_flag_and_its_value_can_be_written_in_four_ways(name):
-    long, short = f'--{name}', FLAGS[name][0]
-    for words in [long, '6'], [f'{long}=6'], [short, '6'], [f'{short}=6']:
-        default = '--attention', '-hh', '28', '-ww', '28'
-        assert vars(parse(*default, *words)) == {**vars(parse(*default)), name: 6}
 
 
 @pytest.mark.parametrize('columns', [60, 80, 100])
@@ -131,29 +122,10 @@ def test_images_that_are_not_there(workplace, capsys, path):
     assert not os.path.exists('results') or not os.listdir('results')
 
 
-def rewrite(name, change):
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
-
-
-def remove_parameters(folder):
-    for path in folder.glob('*.safetensors'):
-        path.unlink()
-
-
-BAD_RUNS = {
-    'no folder': shutil.rmtree,
-    'a file': lambda folder: (shutil.rmtree(folder), folder.write_text('mine')),
-    'no config': lambda folder: (folder / 'config.json').unlink(),
-    'config cut short': rewrite('config.json', lambda content: content[:-20]),
-    'config of a larger network': lambda folder: change_config(folder, {'num_recurrent_units': 9}),
-    'no parameters': remove_parameters,
-    'parameters with a changed byte': rewrite('best.safetensors', lambda content: content[:-1] + b'\x01')}
-
-
-@pytest.mark.parametrize('damage', BAD_RUNS.values(), ids=BAD_RUNS)
-def test_damaged_run(run, monkeypatch, capsys, damage):
+@pytest.mark.parametrize('name', ['config.json', 'best.safetensors'])
+def test_damaged_run(run, monkeypatch, capsys, name):
     """All commands refuse it before they load images."""
-    damage(run)
+    os.truncate(run / name, 50)
     monkeypatch.setattr(train_mnist, 'load', None)
     monkeypatch.setattr(evaluate, 'load_of_run', None)
     for main, *argv in (sample.main, run, '-o', 'out'), (evaluate.main, run), (train_mnist.main, '--init', run):

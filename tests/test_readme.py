@@ -61,7 +61,7 @@ def test_the_readme_shows_every_command_and_the_two_lines_that_set_everything_up
         assert (ROOT / name).is_file()
 
 
-def test_a_reader_gets_through():
+def test_the_readme_has_at_most_200_lines():
     assert len(README.splitlines()) <= 200
 
 

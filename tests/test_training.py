@@ -129,6 +129,8 @@ def test_restored_training_continues_on_every_device(flags):
     stopped.args.num_train_samples = 24
     stopped.learning_rate = lambda: 0.01  # that of the whole, which does not decay yet
     train_mnist.train(stopped, *data, Recorder())
+    shapes = {name: array.shape for name, array in stopped.state()[0].items()}
+    assert shapes == params.checkpoint_shapes(stopped.net, stopped.args)  # what a file must hold
     resumed.restore(stopped.state())
     assert resumed.seen == 24 and resumed.best_bound == stopped.best_bound
     train_mnist.train(resumed, *data, Recorder())
@@ -199,8 +201,9 @@ def test_sampled_kl_has_the_analytic_one_as_its_expectation():
 
 
 def test_checkpoints_are_saved_when_they_are_due():
-    training, *data = start('-t', '64', '-f', '1e6', '--checkpoint_freq', '16')
+    """At the first step that reaches a multiple of the frequency, which need not be one of the batch."""
+    training, *data = start('-t', '60', '-f', '1e6', '--checkpoint_freq', '20')
     moments, run = [], Recorder()
     run.save_checkpoint = lambda: moments.append(training.seen)
     train_mnist.train(training, *data, run)
-    assert moments == [16, 32, 48, 64] and list(itertools.chain(*run.bounds('validation')))[::2] == [64]
+    assert moments == [24, 40, 64] and list(itertools.chain(*run.bounds('validation')))[::2] == [64]

@@ -50,8 +50,6 @@ def build_parser(doc=''):
         help='last fraction of the run, over which the learning rate falls linearly to 0')
     add('--clip_norm', type=cli.positive, metavar='X', default=5.,
         help="the gradient's largest global norm, nats per image")
-    add('--weight_norm', action='store_true',
-        help='train the norm and the direction of each weight (Salimans and Kingma, 2016), which suits -r 4e-3')
     add('--kl_warmup', type=cli.count, metavar='N',
         help="training samples over which the KL's weight grows from 0 to 1; 1: no warm-up "
              f'(default: {KL_WARMUP}, with --init 1)')

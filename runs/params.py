@@ -1,7 +1,7 @@
 """Parameter files, and the network of a run.
 
 best.safetensors holds the parameters with the best validation bound. checkpoint.safetensors holds the latest ones, the
-states of the optimizer and of the run. The `__metadata__` of such a file is one JSON object, `draw`, with the state
+moments of Adam and the state of the run. The `__metadata__` of such a file is one JSON object, `draw`, with the state
 and `sha256`: the SHA-256 of the file with zeros in place of the checksum.
 """
 import hashlib
@@ -17,10 +17,9 @@ from mxnet import nd
 
 import core
 from runs import config as configs
-from runs.optimizer import is_normalized
 
 BEST, CHECKPOINT = 'best.safetensors', 'checkpoint.safetensors'
-OPTIMIZER_STATES = 'mean/', 'variance/', 'v_g/'  # for each parameter; the last one for normalized weights
+PREFIXES = '', 'mean/', 'variance/'  # of the names in a checkpoint: parameters, and the moments of Adam
 _NO_CHECKSUM = '0' * 64
 
 
@@ -62,27 +61,11 @@ def save(path, arrays, state=None):
     files.write_whole(path, content)
 
 
-def shapes_of(net):
-    """The shapes of the parameters of a network, {name: shape}."""
-    return {name: parameter.shape for name, parameter in of(net).items()}
-
-
-def checkpoint_shapes(net, args):
-    """The shapes of all arrays in a checkpoint, {name: shape}: parameters and the states of the optimizer."""
-    shapes = shapes_of(net)
-    for name, shape in [*shapes.items()]:
-        kinds = OPTIMIZER_STATES[:2]
-        if args.weight_norm and is_normalized(name):
-            kinds, shape = OPTIMIZER_STATES, (shape[0], shape[1] + 1)
-        shapes.update((kind + name, shape) for kind in kinds)
-    return shapes
-
-
-def load(path, shapes):
+def load(path, net, prefixes=('',)):
     """The arrays of a parameter file, float32 by name, and its state. Nothing in it is executed.
 
-    The file must hold arrays of these names and `shapes`, and nothing else. Raises cli.UserError if it is damaged, not
-    one of ours, or belongs to another network; OSError if it cannot be read.
+    The file must hold each parameter of the network with each of the `prefixes`, and nothing else. Raises
+    cli.UserError if it is damaged, not one of ours, or belongs to another network; OSError if it cannot be read.
     """
     with open(path, 'rb') as file:
         content = file.read()
@@ -96,6 +79,7 @@ def load(path, shapes):
     except Exception as error:  # of a foreign file, parsers raise nearly anything
         raise cli.UserError(f'{path} is damaged or not a parameter file of this program: {cli.reason(error)}') from None
     found = {name: array.shape for name, array in arrays.items()}
+    shapes = {prefix + name: parameter.shape for prefix in prefixes for name, parameter in of(net).items()}
     if found != shapes:
         wrong = min(name for name in {**found, **shapes} if found.get(name) != shapes.get(name))
         raise cli.UserError(f'{path} does not fit the config.json beside it: {wrong} is {found.get(wrong)}, '
@@ -110,8 +94,8 @@ def load_run(folder, contexts=None):
     net = build_net(config['arguments'])
     best, checkpoint = (os.path.join(folder, name) for name in (BEST, CHECKPOINT))
     has_best = os.path.lexists(best) or not os.path.lexists(checkpoint)
-    path = best if has_best else checkpoint
-    arrays, _ = load(path, shapes_of(net) if has_best else checkpoint_shapes(net, config['arguments']))
+    path, prefixes = (best, PREFIXES[:1]) if has_best else (checkpoint, PREFIXES)
+    arrays, _ = load(path, net, prefixes)
     net.initialize(ctx=contexts or mx.cpu())
     set_arrays(net, arrays)
     return net, config, path

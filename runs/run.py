@@ -64,9 +64,9 @@ class Run:
                 raise cli.UserError(f'{cli.shown(self.folder)} has no {params.CHECKPOINT}: start a new run from its '
                                     'model, with --init')
             return None
-        arrays, state = params.load(path, params.checkpoint_shapes(net, self.args))
+        arrays, state = params.load(path, net, params.PREFIXES)
         if state['best_bound'] is not None:
-            params.load(self.path(params.BEST), params.shapes_of(net))  # the end of the run needs it
+            params.load(self.path(params.BEST), net)  # the end of the run needs it
         return arrays, state
 
     def is_complete(self, training):
@@ -108,9 +108,7 @@ class Run:
     def load_best(self):
         """The arrays of best.safetensors of worker 0, put into the network of every worker."""
         net = self._training.net
-        arrays = params.arrays_of(net)
-        if not self._group.scratch:
-            arrays, _ = params.load(self.path(params.BEST), params.shapes_of(net))
+        arrays = params.arrays_of(net) if self._group.scratch else params.load(self.path(params.BEST), net)[0]
         params.set_arrays(net, {name: self._group.broadcast(array) for name, array in arrays.items()})
 
     def stops(self):

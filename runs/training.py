@@ -10,7 +10,6 @@ from dataset.noise import noise
 from fused.network import accelerate
 from runs import params
 from runs.bounds import Evaluator
-from runs.optimizer import NormalizedAdam
 
 _VALIDATION_SEED = 0  # the same noise each time, so that validations can be compared
 
@@ -38,8 +37,7 @@ class Training:
         self._part = args.batch_size // group.size
         self._evaluator = Evaluator(self.net, self.forward, contexts, args.batch_size, group)
         self._parameters = params.of(self.net)
-        adam = NormalizedAdam() if args.weight_norm else 'adam'
-        self._trainer = gluon.Trainer(list(self._parameters.values()), adam, kvstore=None)
+        self._trainer = gluon.Trainer(list(self._parameters.values()), 'adam', kvstore=None)
 
     def batch(self, images):
         """The next images of a TrainingStream and their noise on each device: a list of x (batch, height * width) and
@@ -92,22 +90,21 @@ class Training:
         """The (arrays, state) of a checkpoint, the same for a resumed and for an uninterrupted run."""
         arrays = params.arrays_of(self.net)
         for k, name in enumerate(self._parameters):
-            states = self._trainer._updaters[0].states[k]
-            arrays.update((kind + name, array.asnumpy()) for kind, array in zip(params.OPTIMIZER_STATES, states))
+            mean, variance = self._trainer._updaters[0].states[k]
+            arrays[f'mean/{name}'], arrays[f'variance/{name}'] = mean.asnumpy(), variance.asnumpy()
         return arrays, {'samples_seen': self.seen, 'num_updates': self._trainer.optimizer.num_update,
                         'best_bound': self.best_bound if np.isfinite(self.best_bound) else None}
 
     def restore(self, checkpoint):
         """Continue from a checkpoint, (arrays, state) of worker 0, or from the initial parameters of worker 0 (None).
 
-        Gluon's Trainer.load_states would unpickle a file, so the states are set directly.
+        Gluon's Trainer.load_states would unpickle a file, so the moments are set directly.
         """
         arrays, state = checkpoint or (params.arrays_of(self.net), {})
         progress = [state.get('samples_seen', 0), state.get('num_updates', 0), state.get('best_bound')]
         progress = np.array([np.inf if number is None else number for number in progress], float)
         seen, updates, self.best_bound = self.group.broadcast(progress).tolist()
         self.seen, adam = int(seen), self._trainer.optimizer
-        shapes = params.checkpoint_shapes(self.net, self.args)
         adam.begin_num_update = adam.num_update = int(updates)
 
         def of_worker_0(name, shape):
@@ -116,8 +113,7 @@ class Training:
         for k, (name, parameter) in enumerate(self._parameters.items()):
             parameter.set_data(of_worker_0(name, parameter.shape))
             if updates:
-                names = [kind + name for kind in params.OPTIMIZER_STATES if kind + name in shapes]
-                states = [of_worker_0(name, shapes[name]) for name in names]
+                moments = [of_worker_0(prefix + name, parameter.shape) for prefix in params.PREFIXES[1:]]
                 for updater, ctx in zip(self._trainer._updaters, self.contexts):
-                    updater.states[k] = tuple(array.as_in_context(ctx) for array in states)
+                    updater.states[k] = tuple(moment.as_in_context(ctx) for moment in moments)
                     updater.states_synced[k] = True

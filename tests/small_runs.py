@@ -96,9 +96,8 @@ def make_parameters_huge(folder):
 
 def checkpoint_of(folder):
     """The (arrays, state) of a run's checkpoint."""
-    arguments = config.read(folder)['arguments']
-    shapes = params.checkpoint_shapes(params.build_net(arguments), arguments)
-    return params.load(str(Path(folder) / 'checkpoint.safetensors'), shapes)
+    net = params.build_net(config.read(folder)['arguments'])
+    return params.load(str(Path(folder) / 'checkpoint.safetensors'), net, params.PREFIXES)
 
 
 def contents(folder):

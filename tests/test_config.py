@@ -36,7 +36,7 @@ ALLOWED = {'num_train_samples': '64', 'learning_rate': '0.5', 'lr_decay': '0', '
 OTHERS = {'binarization': 'static', 'input_height': '6', 'input_width': '6', 'read_size': '1',
           'write_size': '1', 'num_steps': '3', 'num_recurrent_units': '3', 'latent_dim': '3', 'batch_size': '3',
           'clip_norm': '3', 'kl_warmup': '3', 'seed': '3', 'init': 'run', 'num_val_samples': '3', 'logdir': 'elsewhere',
-          'name': 'mine', 'transpose': None, 'attention': None, 'weight_norm': None}
+          'name': 'mine', 'transpose': None, 'attention': None}
 MODEL = 'input_height', 'input_width', 'num_steps', 'num_recurrent_units', 'latent_dim', 'read_size', 'write_size'
 
 

@@ -53,13 +53,14 @@ def saved(net, arrays):
 
 def random_checkpoint(net):
     """Random arrays of all names and shapes of a checkpoint."""
-    shapes, rng = params.checkpoint_shapes(net, argparse.Namespace(weight_norm=False)), np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    return {prefix + name: rng.normal(size=array.shape).astype(np.float32)
+            for prefix in params.PREFIXES for name, array in params.arrays_of(net).items()}
 
 
 def refusal(net, path=PATH):
     """The line with which a file is refused; it names the file."""
-    line = fails(params.load, path, params.shapes_of(net))
+    line = fails(params.load, path, net)
     assert path in line
     return line
 
@@ -70,7 +71,7 @@ def test_what_is_saved_is_loaded(net):
     state, arrays = {'samples_seen': 7, 'best_bound': None}, random_checkpoint(net)
     params.save(PATH, arrays, state)
     assert os.listdir() == [PATH]
-    found, found_state = params.load(PATH, {name: array.shape for name, array in arrays.items()})
+    found, found_state = params.load(PATH, net, params.PREFIXES)
     assert_equal(found, arrays)
     assert {name: found_state[name] for name in state} == state
     params.save('again', arrays, state)
@@ -110,8 +111,7 @@ def test_failure_leaves_the_old_file(saved, net, arrays, monkeypatch):
     {'num_recurrent_units': 3}, {'latent_dim': 2}, {'read_size': 2}, {'write_size': 1}, {'attention': False}], ids=str)
 def test_parameters_of_another_network_are_refused(saved, changes):
     assert 'does not fit the config.json' in refusal(make_net(**changes))
-    shapes = params.checkpoint_shapes(make_net(), argparse.Namespace(weight_norm=False))
-    assert 'does not fit the config.json' in fails(params.load, PATH, shapes)
+    assert 'does not fit the config.json' in fails(params.load, PATH, make_net(), params.PREFIXES)
     changed = {'read_size': None, 'write_size': None, **changes} if 'attention' in changes else changes
     change_config('.', changed)
     assert PATH in fails(params.load_run, '.')

@@ -121,16 +121,13 @@ def test_workers_and_devices_share_what_one_would_get():
     assert set(np.unique(whole[0])) == {0, 1}
 
 
-@pytest.mark.parametrize('flags', [[], ['--weight_norm', '--attention']], ids=str)
-def test_restored_training_continues_on_every_device(flags):
+def test_restored_training_continues_on_every_device():
     (whole, *data), (stopped, *_), (resumed, *_) = (
-        start('-t', '48', '--fused', 'off', *flags, num_contexts=2) for _ in range(3))
+        start('-t', '48', '--fused', 'off', num_contexts=2) for _ in range(3))
     train_mnist.train(whole, *data, Recorder())
     stopped.args.num_train_samples = 24
     stopped.learning_rate = lambda: 0.01  # that of the whole, which does not decay yet
     train_mnist.train(stopped, *data, Recorder())
-    shapes = {name: array.shape for name, array in stopped.state()[0].items()}
-    assert shapes == params.checkpoint_shapes(stopped.net, stopped.args)  # what a file must hold
     resumed.restore(stopped.state())
     assert resumed.seen == 24 and resumed.best_bound == stopped.best_bound
     train_mnist.train(resumed, *data, Recorder())

@@ -90,8 +90,8 @@ class Training:
         """The (arrays, state) of a checkpoint, the same for a resumed and for an uninterrupted run."""
         arrays = params.arrays_of(self.net)
         for k, name in enumerate(self._parameters):
-            mean, variance = self._trainer._updaters[0].states[k]
-            arrays[f'mean/{name}'], arrays[f'variance/{name}'] = mean.asnumpy(), variance.asnumpy()
+            moments = zip(params.PREFIXES[1:], self._trainer._updaters[0].states[k])
+            arrays.update((prefix + name, moment.asnumpy()) for prefix, moment in moments)
         return arrays, {'samples_seen': self.seen, 'num_updates': self._trainer.optimizer.num_update,
                         'best_bound': self.best_bound if np.isfinite(self.best_bound) else None}
 

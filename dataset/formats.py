@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dataset.images import DataError, check_size, resize
 
@@ -94,7 +94,8 @@ def read_pictures(folder, image_shape, notes):
         with _reading(path), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # palettes with transparency, which does not matter here
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            with Image.open(path, formats=('PNG', 'JPEG')) as picture:
+            with Image.open(path, formats=('PNG', 'JPEG')) as file:
+                picture = ImageOps.exif_transpose(file)  # a camera may store it sideways
                 if picture.mode.startswith('I'):  # 16 bits, which convert('L') would cut off at 255
                     grey = (np.asarray(picture) // 257).astype(np.uint8)
                 else:

@@ -8,7 +8,7 @@ from system import cli
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dataset import images as limits
 from dataset.images import DataError
@@ -93,6 +93,15 @@ def test_palettes_with_transparency_give_no_warning(tmp_path):
 def test_pictures_of_16_bits_keep_their_intensities(tmp_path):
     write_pictures(tmp_path, numbered(7).astype(np.uint16) * 257)
     assert every_number(tmp_path) == [*range(7)]
+
+
+def test_photos_are_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # stored on its side, to be turned clockwise
+    for i, image in enumerate(numbered(7, (4, 6))):
+        Image.fromarray(np.rot90(image)).save(tmp_path / f'{i}.png', exif=exif)
+    assert every_number(tmp_path) == [*range(7)]
+    assert load(str(tmp_path)).shape == (4, 6)
 
 
 def test_colour_becomes_grey_with_a_line(tmp_path):

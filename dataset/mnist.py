@@ -2,7 +2,7 @@
 import io
 import os
 
-from system import files
+from system import cli, files
 
 import numpy as np
 
@@ -71,13 +71,13 @@ def _download(folder, split):
     """Put MNIST's file of a split into a folder, and return its images."""
     import requests  # only here, since importing it takes a quarter of a second
 
-    place = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    place = folder if folder.suffix == '.npz' else next(filter(os.path.exists, (folder, *folder.parents)))
     if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
         raise DataError(f'MNIST is not in {folder}, and {place} is not a folder that can be written to')
     own = os.environ.get('DRAW_MNIST_MIRROR')
     for mirror in [own] if own else MIRRORS:
         url, content = f'{mirror.rstrip("/")}/{FILES[split]}', bytearray()
-        print(f'downloading {url}', flush=True)
+        cli.say(f'downloading {url}')
         try:
             with requests.get(url, stream=True, timeout=_TIMEOUT) as response:
                 response.raise_for_status()

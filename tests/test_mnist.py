@@ -213,6 +213,7 @@ def test_a_folder_that_cannot_be_written_to(mirror, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('kept')
     assert f'{tmp_path}/file is not a folder' in error_line('mnist', tmp_path / 'file')
     assert f'{tmp_path}/file is not a folder' in error_line('mnist', tmp_path / 'file' / 'below')
+    assert f'{tmp_path}/mistyped.npz is not a folder' in error_line('mnist', tmp_path / 'mistyped.npz')
     monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write anywhere
     assert f'{tmp_path} is not a folder that can be written to' in error_line('mnist', tmp_path / 'data')
     assert server.requests == []

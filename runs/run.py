@@ -156,7 +156,7 @@ class Run:
         if isinstance(error, NotFinite) and seen:
             rate = f'-r {self.args.learning_rate / 10:g}'
             if os.path.exists(self.path(params.BEST)):
-                again = shlex.join(['python', cli.shown(SCRIPT), '--init', cli.shown(self.folder)])
+                again = shlex.join(['python', cli.shown(SCRIPT), '--init', cli.shown(self.folder), *gpus])
                 return f'train_mnist.py: {error}. The best parameters are kept; start from them with: {again} {rate}', 1
             return f'train_mnist.py: {error}. Try a smaller learning rate: {rate}', 1
         if isinstance(error, (cli.UserError, OSError, MemoryError, mx.MXNetError)):

@@ -104,7 +104,7 @@ def main(argv=None):
         except (ValueError, LookupError, TypeError, AttributeError):
             raise cli.UserError(f'{args.results} is not a file of benchmarks.throughput') from None
         if args.picture:
-            figure(results['runs']).savefig(args.picture, dpi=150)
+            figure(results['runs']).savefig(args.picture, dpi=150, format='png')
 
 
 if __name__ == '__main__':

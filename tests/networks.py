@@ -99,7 +99,7 @@ def step(net, x, eps, forward=None, loss=None):
 
 
 def gradients(net):
-    return {name: p.grad().asnumpy() for name, p in net._collect_params_with_prefix().items() if p.grad_req != 'null'}
+    return {name: p.grad().asnumpy() for name, p in params.of(net).items() if p.grad_req != 'null'}
 
 
 def assert_gradients_of_the_equations(net, forward, values, x, eps, sizes):

@@ -47,7 +47,6 @@ def test_names_and_defaults():
 @pytest.mark.parametrize('columns', [60, 80, 100])
 def test_help_fits_the_terminal(monkeypatch, columns):
     monkeypatch.setenv('COLUMNS', str(columns))
-    monkeypatch.setattr(sample, 'PRETRAINED', 'assets/draw_w_attn')  # its own path can be longer than a line
     for parser in parsers():
         text = parser.format_help()
         words = ' '.join(text.split())

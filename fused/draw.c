@@ -5,8 +5,8 @@
 // the batch through all steps, forward or backward, and waits for no other; (3) the gradients of all steps' gates are
 // kept, so that the gradient of each weight is one product over T * batch rows.
 //
-// The columns of the four gates, and those of mu and log_sigma, begin at a panel each (panels.h). Every number is computed
-// in one order: results do not depend on threads, nor on the width of vectors.
+// Each of the four gates begins a new panel (panels.h), and so do mu and log_sigma. Every number is computed in one order:
+// results do not depend on threads, nor on the width of vectors.
 #include <omp.h>
 #include <xmmintrin.h>
 

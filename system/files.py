@@ -7,7 +7,7 @@ import os
 def write_whole(path, content):
     """Write bytes to a file, whole or not at all: until all are on the disk, the file keeps its old content, if any.
 
-    A link is replaced, not followed. An OSError leaves nothing behind, a killed process PATH.PID.tmp.
+    A link is replaced, not followed. An exception leaves nothing behind; a killed process leaves PATH.PID.tmp.
     """
     temporary = f'{path}.{os.getpid()}.tmp'  # of this process: another one may write the same file
     try:

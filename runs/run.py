@@ -31,10 +31,10 @@ class Run:
     """A context: a run of train_mnist.py from its lock to its exit code.
 
     However its body ends, leaving it closes the log, and prints the one line that says what to do next; if the run is
-    finished or stopped, it draws the curves. After an error it raises SystemExit; otherwise `code` is the exit code. A
-    new run that fails before its first step leaves no folder. Workers other than 0 have a temporary folder, so that all
-    of them run the same code. Raises cli.UserError where the run to resume is in use, or had other images than those
-    of `facts`.
+    finished or stopped, it draws the curves. After an error in training it raises SystemExit; otherwise `code` is the
+    exit code. A new run that fails before its first step leaves no folder. Workers other than 0 have a temporary
+    folder, so that all of them run the same code. Raises cli.UserError where the run to resume is in use, or had other
+    images than those of `facts`.
     """
 
     def __init__(self, args, command, facts, group):
@@ -133,14 +133,15 @@ class Run:
             if error and not trained and not self.args.resume and self.folder:
                 shutil.rmtree(self.folder, ignore_errors=True)
             if line:
-                cli.say(line, sys.stderr if code in (1, 2) else sys.stdout)
-        if code in (1, 2) and line:
-            raise SystemExit(code)
+                cli.say(line, sys.stderr if code == 1 else sys.stdout)
+        if code == 1 and line:
+            raise SystemExit(1)
         self.code = code
         return bool(line)
 
     def _ending(self, error, trained):
-        """The last line of the program, and its exit code, for what the body raised; no line for a bug."""
+        """The last line of the program, and its exit code, for what the body raised. No line for a bug, nor before
+        the first step, where `main` prints it."""
         seen, is_new = self._training.seen if self._training else 0, not self.args.resume
         if error is None:
             return '', 0
@@ -159,9 +160,8 @@ class Run:
                 again = shlex.join(['python', cli.shown(SCRIPT), '--init', cli.shown(self.folder), *gpus])
                 return f'train_mnist.py: {error}. The best parameters are kept; start from them with: {again} {rate}', 1
             return f'train_mnist.py: {error}. Try a smaller learning rate: {rate}', 1
-        if isinstance(error, (cli.UserError, OSError, MemoryError, mx.MXNetError)):
-            text = f'train_mnist.py: error: {cli.printable(cli.reason(error))}'
-            return (f'{text}. {resume}', 1) if trained else (text, 2)
+        if trained and isinstance(error, (cli.UserError, OSError, MemoryError, mx.MXNetError)):
+            return f'train_mnist.py: error: {cli.printable(cli.reason(error))}. {resume}', 1
         return '', 1
 
 

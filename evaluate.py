@@ -54,9 +54,9 @@ def evaluate(args, contexts):
         per_image = evaluator.per_image(images, args.seed, draws, bar.update)
     parameters = b''.join(array.tobytes() for _, array in sorted(params.arrays_of(net).items()))
     result = {'parameters': os.path.basename(path), 'parameters_sha256': hashlib.sha256(parameters).hexdigest(),
-              'dataset': data.name, 'images_sha256': data.facts['splits'][args.split]['sha256'], 'split': args.split,
-              'binarization': binarization, 'num_images': len(images), 'num_draws': draws, 'seed': args.seed,
-              'unit': 'nats'}
+              'dataset': data.facts['dataset'], 'images_sha256': data.facts['splits'][args.split]['sha256'],
+              'split': args.split, 'binarization': binarization, 'num_images': len(images), 'num_draws': draws,
+              'seed': args.seed, 'unit': 'nats'}
     for name, values in per_image.items():
         if not np.isfinite(values).all():
             raise cli.UserError(f'{path}: the {name} is not finite')

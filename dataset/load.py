@@ -21,8 +21,8 @@ class Images(NamedTuple):
     """What `load` returns."""
     splits: dict  # {split: uint8 (n, height * width)}, intensities 0..255; for two_digits, 'train' is a TwoDigits
     shape: tuple  # (height, width), pixels
-    name: str     # one of DATASETS, or an absolute path
-    facts: dict   # for config.json: dataset, path, height, width, and {split: {images, sha256}} as splits
+    facts: dict   # for config.json: dataset (one of DATASETS, or an absolute path), path, height, width, and as
+                  # splits {split: {images, sha256}}
     lines: list   # to print: what the images are and, if anything, what was done to them
 
 
@@ -66,7 +66,7 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
         The images are missing, damaged, not those of the name, or not intensities.
     """
     name, notes = dataset_name(dataset), set()
-    path = None if name == 'synthetic' else Path(cli.absolute(data_dir) if name in DATASETS else name)
+    path = None if name == 'synthetic' else Path(cli.path(data_dir) if name in DATASETS else name)
     if transpose and name in DATASETS:
         raise DataError(f'--transpose is for your own images, not for {name}')
     if name == 'synthetic':
@@ -93,7 +93,7 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
     lines = [f'{_count(facts, [split for split in SPLITS if split in images])} images of {shape[0]}x{shape[1]}{source}'
              + (f' ({_LABELS[name]})' if name in DATASETS else '')]
     lines += [f'The images were {_and(sorted(notes))}.'] if notes else []
-    return Images({split: images[split] for split in splits}, shape, name, facts, lines)
+    return Images({split: images[split] for split in splits}, shape, facts, lines)
 
 
 def load_of_run(config, splits, dataset=None, data_dir=None, transpose=False):

@@ -51,11 +51,9 @@ def one_line(parser):
         yield
     except KeyboardInterrupt:
         parser.exit(130)
-    except (UserError, OSError, MemoryError) as error:
-        parser.error(reason(error))
-    except RuntimeError as error:
-        if type(error).__name__ != 'MXNetError':  # which cannot be imported here
-            raise
+    except Exception as error:
+        if not isinstance(error, (UserError, OSError, MemoryError)) and type(error).__name__ != 'MXNetError':
+            raise  # a bug; MXNetError cannot be imported here
         parser.error(reason(error))
 
 
@@ -132,16 +130,11 @@ def shown(path):
     return path if relative.startswith('..') else relative
 
 
-def absolute(path):
-    """The absolute path, as text; a leading ~ is the home folder."""
-    return os.path.abspath(os.path.expanduser(path))
-
-
 def path(value):
-    """The absolute path that a flag names."""
+    """The absolute path that a flag names, as text; a leading ~ is the home folder."""
     if not value:  # as "$RUN" is where RUN is not set
         raise argparse.ArgumentTypeError('the path is empty')
-    return absolute(value)
+    return os.path.abspath(os.path.expanduser(value))
 
 
 def _number(kind, low, high):

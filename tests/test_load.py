@@ -289,11 +289,11 @@ def test_paths_are_kept_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert dataset_name('mnist') == 'mnist'
-    assert dataset_name('./mnist') == cli.absolute('~/mnist') == cli.absolute('mnist') == str(tmp_path / 'mnist')
+    assert dataset_name('./mnist') == cli.path('~/mnist') == cli.path('mnist') == str(tmp_path / 'mnist')
 
 
 def arguments(dataset, shape, transpose):
-    return types.SimpleNamespace(dataset=dataset, data_dir=cli.absolute('data'), input_height=shape[0],
+    return types.SimpleNamespace(dataset=dataset, data_dir=cli.path('data'), input_height=shape[0],
                                  input_width=shape[1], transpose=transpose)
 
 
@@ -305,7 +305,7 @@ def config(tmp_path, monkeypatch):
     images = load('own', splits=('train', 'validation'), transpose=True)
     (tmp_path / 'elsewhere').mkdir()
     monkeypatch.chdir(tmp_path / 'elsewhere')
-    return {'arguments': arguments(images.name, (3, 4), True), 'images': images.facts}
+    return {'arguments': arguments(images.facts['dataset'], (3, 4), True), 'images': images.facts}
 
 
 def test_a_run_finds_its_images_from_another_folder(config, tmp_path):

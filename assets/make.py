@@ -11,7 +11,6 @@ Of each run, beside this file:
     NAME_kl.png               the KL of every time step
 and curves.png, the validation bounds of all runs on MNIST.
 """
-import io
 import os
 
 from system import cli, files
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 
 from dataset import stream
 from dataset.load import load_of_run
-from pictures import paint, render
+from pictures import paint, plot, render
 from runs import curves, params
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -78,21 +77,15 @@ def _new_figure(ylabel):
     return figure, axes
 
 
-def _save(name, figure):
-    file = io.BytesIO()
-    figure.savefig(file, format='png')
-    files.write_whole(os.path.join(FOLDER, name), file.getvalue())
-
-
 def read(run):
     """What `make` shows of a run: (config, four test images, table of curves.csv, table of kl_per_step.csv).
 
     Raises cli.UserError, also where its model cannot be read.
     """
-    net, stored, _ = params.load_run(run)
+    _, stored, _ = params.load_run(run)
     bounds = curves.read(os.path.join(run, 'curves.csv'))
     bounds = bounds[bounds['split'] == 'validation']
-    kl_t = curves.read(os.path.join(run, 'kl_per_step.csv'), curves.kl_columns(net.num_steps))
+    kl_t = curves.read(os.path.join(run, 'kl_per_step.csv'))
     if not len(bounds) or not len(kl_t):
         raise cli.UserError(f'{run} has no validation in curves.csv or kl_per_step.csv')
     test = load_of_run(stored, ['test']).splits['test'][:4]
@@ -109,7 +102,7 @@ def make(run, name, images, kl_t):
     files.write_whole(f'{folder}_grid.gif', render.gif(grid))
     paint.write_gifs(paint.paint(net, 0, num_samples=1), FOLDER, name)
     files.write_whole(f'{folder}_reconstructions.png', render.png(paint.sheet(paint.paint(net, 0, images=images))))
-    _save(f'{name}_kl.png', kl_figure(kl_t))
+    files.write_whole(f'{folder}_kl.png', plot.png(kl_figure(kl_t)))
 
 
 def main(argv=None):
@@ -129,7 +122,7 @@ def main(argv=None):
         arguments = [(stored['arguments'], bounds) for stored, _, bounds, _ in found.values()]
         bounds = [(each.attention, table) for each, table in arguments if each.dataset == 'mnist']
         if bounds:
-            _save('curves.png', curves_figure(bounds))
+            files.write_whole(os.path.join(FOLDER, 'curves.png'), plot.png(curves_figure(bounds)))
 
 
 if __name__ == '__main__':

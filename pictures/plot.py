@@ -32,8 +32,8 @@ def figure(table):
     return picture
 
 
-def png(table):
-    """The figure as the bytes of a PNG file."""
+def png(figure):
+    """A matplotlib figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    figure(table).savefig(file, format='png')
+    figure.savefig(file, format='png')
     return file.getvalue()

@@ -20,22 +20,24 @@ def line(cells):
 
 
 def _lines(path):
-    """The lines of a CSV file below its header, without a last line that a crash cut short."""
+    """The lines of a CSV file, its header first, without a last line that a crash cut short."""
     with open(path) as file:
-        return [text for text in file.readlines()[1:] if text.endswith('\n')]
+        return [text for text in file if text.endswith('\n')]
 
 
-def read(path, columns=COLUMNS):
+def read(path):
     """The points in a CSV file, a structured array of text in the column `split` and of float in all others."""
-    kinds = [(name, 'U10' if name == 'split' else float) for name in columns]
-    return np.array([tuple(text.strip().split(',')) for text in _lines(path)], kinds)
+    header, *lines = _lines(path)
+    kinds = [(name, 'U10' if name == 'split' else float) for name in header.strip().split(',')]
+    return np.array([tuple(text.strip().split(',')) for text in lines], kinds)
 
 
 def truncate(path, columns, seen):
     """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing. Raises
     cli.UserError where a line does not begin with a number."""
     try:
-        kept = [text for text in (_lines(path) if os.path.exists(path) else ()) if float(text.split(',')[0]) <= seen]
+        lines = _lines(path)[1:] if os.path.exists(path) else []
+        kept = [text for text in lines if float(text.split(',')[0]) <= seen]
     except ValueError as error:
         raise cli.UserError(f'{path} is damaged: {error}') from None
     files.write_whole(path, ''.join([line(columns), *kept]).encode())

@@ -89,7 +89,7 @@ class Log:
     def save_curves(self):
         """Draw curves.png. A failure is reported in one line and ends no run."""
         try:
-            files.write_whole(self._path('curves.png'), plot.png(curves.read(self._path('curves.csv'))))
+            files.write_whole(self._path('curves.png'), plot.png(plot.figure(curves.read(self._path('curves.csv')))))
         except Exception as error:
             cli.say(f'Note: {self._path("curves.png")} was not drawn: {cli.reason(error)}')
 

@@ -48,10 +48,6 @@ def check():
             raise Unsupported(f'{python} has no {name}: activate its environment, or install as README.md says')
 
 
-def _gone(*_, **__):
-    raise RuntimeError('NumPy has no financial functions any more')
-
-
 def restore_numpy_names():
     """Set the names that MXNet looks up at import and that NumPy 1.24, 2.0 and 2.4 removed."""
     import numpy
@@ -60,7 +56,7 @@ def restore_numpy_names():
         'NaN': numpy.nan, 'NAN': numpy.nan, 'alltrue': numpy.all, 'sometrue': numpy.any, 'product': numpy.prod,
         'round_': numpy.round, 'msort': lambda a: numpy.sort(a, axis=0), 'trapz': getattr(numpy, 'trapezoid', None),
         'in1d': lambda a, b, **options: numpy.isin(a, b, **options).ravel(),
-        **dict.fromkeys(['mirr', 'npv', 'pmt', 'ppmt', 'pv', 'rate'], _gone)}
+        **dict.fromkeys(['mirr', 'npv', 'pmt', 'ppmt', 'pv', 'rate'])}  # financial functions, which must only be there
     for name, value in names.items():
         if not hasattr(numpy, name):
             setattr(numpy, name, value)

@@ -7,7 +7,8 @@ import time
 import numpy as np
 from PIL import Image, ImageSequence
 
-from small_runs import ROOT, TIME_OUT
+from conftest import ROOT
+from small_runs import TIME_OUT
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 

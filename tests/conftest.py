@@ -9,9 +9,9 @@ from pathlib import Path
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ['OMP_NUM_THREADS'] = '1'  # read once, when mxnet is imported; subprocesses inherit it
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-os.environ['PYTHONPATH'] = ROOT  # for `python -m` in subprocesses
-sys.path.insert(0, ROOT)
+ROOT = Path(__file__).resolve().parent.parent
+os.environ['PYTHONPATH'] = str(ROOT)  # for `python -m` in subprocesses
+sys.path.insert(0, str(ROOT))
 
 import system  # noqa: E402, F401
 

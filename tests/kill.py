@@ -44,7 +44,7 @@ def samples_logged():
 
 
 def main(kills):
-    plot.png = lambda table: b'a figure'
+    plot.figure, plot.png = (lambda table: None), (lambda figure: b'a figure')
     rng, refusals, lost, moments = np.random.default_rng(0), 0, [], []
     while len(moments) < kills:
         first = moments[-1] if moments else 0

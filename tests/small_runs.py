@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import train_mnist
-from runs import config, params
+from runs import config, curves, params
 
-ROOT = Path(__file__).resolve().parent.parent
 TIME_OUT = 120  # seconds, for one process
 SIZES = ['--dataset', 'images.npy', '-s', '2', '-u', '4', '-l', '2', '-b', '8', '--kl_warmup', '1', '-r', '0.01']
 ARGV = [*SIZES, '-t', '48', '-f', '16', '-v', '8', '--log_freq', '8', '--checkpoint_freq', '8']
@@ -110,8 +109,7 @@ def assert_same_end(folder, whole):
     for name in ('best.safetensors', 'checkpoint.safetensors', 'samples/sample_9.gif', 'kl_per_step.csv'):
         assert (Path(folder) / name).read_bytes() == (Path(whole) / name).read_bytes(), name
     assert config_of(folder)['validation'] == config_of(whole)['validation']
-    left, right = (np.genfromtxt(Path(path) / 'curves.csv', delimiter=',', names=True, dtype=None, encoding=None)
-                   for path in (folder, whole))
+    left, right = (curves.read(Path(path) / 'curves.csv') for path in (folder, whole))
     for name in set(left.dtype.names) - {'samples_per_second'}:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
     assert not [path for path in Path(folder).rglob('*') if path.suffix == '.tmp']

@@ -15,7 +15,8 @@ import mxnet as mx
 import pytest
 
 from commands import started
-from small_runs import ARGV, ROOT, TIME_OUT, train
+from conftest import ROOT
+from small_runs import ARGV, TIME_OUT, train
 
 # Output
 

@@ -15,6 +15,7 @@ from mxnet import autograd, nd
 
 import core
 import oracle
+from conftest import ROOT
 from dataset.stream import binarize
 from dataset.synthetic import draw_synthetic
 from fused import library
@@ -38,7 +39,6 @@ from networks import (
 )
 from runs import params
 
-ROOT = Path(__file__).parent.parent
 # (height, width), T, units, latent dimensions, batch, read filters, write filters
 CASES = [((5, 7), 3, 6, 4, 3, 2, 3), ((9, 4), 1, 33, 17, 1, 1, 1), ((17, 35), 2, 40, 70, 5, 17, 4),
          ((3, 40), 4, 8, 3, 9, 1, 3)]

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from commands import wait_for
+from conftest import ROOT
 from distributed import launch
 from launching import SCHEDULER, SERVER, find, launched, launcher, processes, running, worker
-from small_runs import ROOT, refusal
+from small_runs import refusal
 
 # Scripts in the place of a training: one that stops when it is asked to, and one that waits for ever.
 WAITING = '''

@@ -13,6 +13,7 @@ from PIL import Image
 import browser
 import train_mnist
 from commands import python, wait_for
+from conftest import ROOT
 from dataset.load import load
 from dataset.stream import evaluation_images
 from networks import NO_ATTENTION, build
@@ -23,7 +24,6 @@ from runs.run import Run
 from runs.training import Training
 from small_runs import (
     ARGV,
-    ROOT,
     assert_same_end,
     at_call,
     checkpoint_of,
@@ -80,7 +80,7 @@ def read_curves(folder, split):
 
 
 def read_kl_per_step(folder):
-    return curves.read(folder / 'kl_per_step.csv', curves.kl_columns(T)).tolist()
+    return curves.read(folder / 'kl_per_step.csv').tolist()
 
 
 # CSV files

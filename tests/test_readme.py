@@ -13,9 +13,9 @@ import pytest
 import core
 import evaluate
 import sample
+from conftest import ROOT
 from distributed import launch
 from runs import config, params
-from small_runs import ROOT
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text()
          for path in (ROOT / 'README.md', *sorted(ROOT.glob('[a-z]*/*.md')))}

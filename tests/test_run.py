@@ -20,6 +20,7 @@ import pytest
 import sample
 import train_mnist
 from commands import python, started
+from conftest import ROOT
 from dataset.load import load
 from networks import assert_equal
 from pictures import paint, plot
@@ -30,7 +31,6 @@ from runs.run import Run, create, lock
 from runs.training import Training
 from small_runs import (
     ARGV,
-    ROOT,
     TIME_OUT,
     assert_same_end,
     at_call,
@@ -59,7 +59,8 @@ pytestmark = pytest.mark.usefixtures('workplace')
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Drawing a figure takes longer than training for it."""
-    monkeypatch.setattr(plot, 'png', lambda table: b'a figure')
+    monkeypatch.setattr(plot, 'figure', lambda table: None)
+    monkeypatch.setattr(plot, 'png', lambda figure: b'a figure')
 
 
 @pytest.fixture(scope='module')

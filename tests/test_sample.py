@@ -13,11 +13,12 @@ from PIL import Image
 
 import sample
 from commands import GREEN, RED, colours_per_frame, frames, started, wait_for
+from conftest import ROOT
 from dataset import stream
 from dataset.load import load
 from pictures import paint, render
 from runs import config, params
-from small_runs import ROOT, TIME_OUT, contents, refusal, write_images
+from small_runs import TIME_OUT, contents, refusal, write_images
 
 T = 3
 

@@ -28,5 +28,5 @@ def test_tour_is_stored_with_its_outputs():
 def test_tour_runs():
     notebook = nbformat.read(PATH, as_version=4)
     stored = kinds(notebook)
-    nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': ROOT}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(ROOT)}}).execute()
     assert kinds(notebook) == stored

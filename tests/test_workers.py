@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from commands import python
+from conftest import ROOT
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import ROOT, SIZES, checkpoint_of, config_of, new_folder, only_folder, resume, train
+from small_runs import SIZES, checkpoint_of, config_of, new_folder, only_folder, resume, train
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps

@@ -51,19 +51,17 @@ class FusedDRAW:
     def __init__(self, net, num_threads):
         self.library = library.load()
         self._net, self._num_threads, self._free = net, num_threads, {True: [], False: []}
-        own = net._collect_params_with_prefix()
-        if ('read.window.weight' in own) != ('write.window.weight' in own):
-            raise library.Unavailable('it computes networks with attention in both blocks or in neither')
+        self._parameters = own = net._collect_params_with_prefix()
         layers = ['r_to_enc', 'x_to_enc', 'h_dec_to_enc', 'h_enc_to_enc', 'h_enc_to_q', 'z_to_dec', 'h_dec_to_dec',
                   'write.patch' if 'write.patch.weight' in own else 'write.image', 'read.window', 'write.window']
-        names = [f'{layer}.{kind}' for layer in layers for kind in ('weight', 'bias')] + [*_STATES]  # in draw.c's order
-        self._places = {name: names.index(name) for name in own}
-        self._num_places, self._parameters = len(names), own
+        self._order = [f'{layer}.{kind}' for layer in layers for kind in ('weight', 'bias')] + [*_STATES]  # of draw.c
+        if ('read.window.weight' in own) != ('write.window.weight' in own) or not own.keys() <= {*self._order}:
+            raise library.Unavailable('it computes networks with attention in both blocks or in neither')
 
     def __call__(self, x, eps):
         self._net._check(x, eps)
         # MXNet 1.9.1 stops handing out gradients at the first input that needs none.
-        names = sorted(self._places, key=lambda name: self._parameters[name].grad_req == 'null')
+        names = sorted(self._parameters, key=lambda name: self._parameters[name].grad_req == 'null')
         added = [name for name in names if self._parameters[name].grad_req == 'add']
         if added and autograd.is_recording():
             raise ValueError(f"{added[0]} has grad_req 'add', which needs core.DRAW itself")
@@ -89,11 +87,9 @@ class FusedDRAW:
         self._free[keep].append(memory)
 
     def addresses(self, names, arrays):
-        """The addresses of parameters, or of their gradients, in draw.c's order."""
-        table = (ctypes.c_void_p * self._num_places)()
-        for name, array in zip(names, arrays):
-            table[self._places[name]] = _address(array)
-        return table
+        """The addresses of parameters, or of their gradients, in draw.c's order; 0 for those that a network lacks."""
+        found = dict(zip(names, map(_address, arrays)))
+        return (ctypes.c_void_p * len(self._order))(*map(found.get, self._order))
 
 
 class _Operator(autograd.Function):

@@ -85,7 +85,7 @@ def write_gifs(paintings, folder, prefix, scale=SCALE, boxes=True):
     return paths
 
 
-def finished(paintings, scale=SCALE):
+def finished(paintings, scale):
     """One picture of the final canvases c_T, without windows. The paintings may be a generator: none is kept."""
     return _grid(paintings, -1, scale, boxes=False)
 

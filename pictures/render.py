@@ -97,8 +97,8 @@ def with_headings(picture, headings):
     return page
 
 
-def gif(pictures, duration=100, hold=2000):
-    """The bytes of an endless GIF that shows each picture for `duration` and the last for `hold` milliseconds.
+def gif(pictures):
+    """The bytes of an endless GIF that shows each picture for a tenth of a second, and the last for two seconds.
 
     The pictures come from `tile` or `table` and have one size. Pillow joins equal neighbours into one frame, which
     lasts as long as they would; the same pictures give the same bytes.
@@ -106,7 +106,7 @@ def gif(pictures, duration=100, hold=2000):
     first, *rest = pictures
     file = io.BytesIO()
     # A global palette, and a transparent colour for what does not change: half the size.
-    first.save(file, 'GIF', save_all=True, append_images=rest, duration=[duration] * len(rest) + [hold], loop=0,
+    first.save(file, 'GIF', save_all=True, append_images=rest, duration=[100] * len(rest) + [2000], loop=0,
                palette=_PALETTE, optimize=True, disposal=1)
     return file.getvalue()
 

@@ -48,7 +48,7 @@ def contexts(args):
     import mxnet as mx  # after set_environment
     if not args.gpu and args.gpus is None:
         return [mx.cpu()]
-    numbers = (args.gpus or '').split(',') if not args.gpu else ['0']
+    numbers = ['0'] if args.gpu else args.gpus.split(',')
     if not all(number.isdecimal() for number in numbers) or len({*map(int, numbers)}) < len(numbers):
         raise cli.UserError(f'argument --gpus: {args.gpus!r} is not a list of numbers, such as 0,1')
     if not mx.runtime.Features().is_enabled('CUDA'):

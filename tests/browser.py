@@ -21,7 +21,8 @@ from small_runs import TIME_OUT
 
 _CHROMIUM = ('chromium', 'chromium-browser', 'google-chrome')
 _FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-quic', '--no-first-run',
-          '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars')
+          '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars',
+          '--window-size=1600,2300')
 _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
@@ -70,9 +71,9 @@ def tensorboard(logdir, run, *flags):
 class Browser:
     """One page in a window of its own."""
 
-    def __init__(self, port, profile, size):
+    def __init__(self, port, profile):
         chromium = next(filter(None, map(shutil.which, _CHROMIUM)))
-        flags = [*_FLAGS, f'--user-data-dir={profile}', '--window-size={},{}'.format(*size)]
+        flags = [*_FLAGS, f'--user-data-dir={profile}']
         self._url = f'http://127.0.0.1:{port}/session'
         session = self._ask('', capabilities={'alwaysMatch': {
             'goog:chromeOptions': {'binary': chromium, 'args': flags}, 'goog:loggingPrefs': {'browser': 'ALL'}}})
@@ -104,12 +105,12 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser(size=(1600, 1000)):
+def browser():
     """A Browser, which ends with the context."""
     profile = tempfile.mkdtemp()
     try:
         with served(['chromedriver', '--port=0'], r'started successfully on port (\d+)') as port:
-            page = Browser(port, profile, size)
+            page = Browser(port, profile)
             try:
                 yield page
             finally:

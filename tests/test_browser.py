@@ -34,7 +34,7 @@ def has_two_curves(picture):
 
 def test_first_view(workplace):
     shutil.move(train('--attention', '-s', '10'), 'results/run')
-    with browser.tensorboard('results', 'run') as (url, _), browser.browser(size=(1600, 2300)) as page:
+    with browser.tensorboard('results', 'run') as (url, _), browser.browser() as page:
         page.open(url)
         wait_for(lambda: sum(map(has_two_curves, pixels(page, 'line-chart .series-view'))) == len(CHARTS))
         wait_for(lambda: sum(width > 100 for width in page.run(

@@ -13,7 +13,7 @@ from dataset.images import DataError, check_size, resize
 
 PICTURES = '.png', '.jpg', '.jpeg'
 _FILE = re.compile(r'(.*)(train|valid|t10k|test)(?:[-_.]images?[-_.](?:idx3?[-_.])?(?:ubyte|idx3?)(?:\.gz)?|\.amat)')
-_ARRAY = re.compile(r'(?:x_)?(train|val|test)(?:id|idation)?(?:_images)?', re.IGNORECASE)
+_SPLIT = re.compile(r'(?:x_)?(train|val|test)(?:id|idation|ing)?(?:_images)?', re.IGNORECASE)
 _SPLITS = {'train': 'train', 'val': 'validation', 'valid': 'validation', 'test': 'test', 't10k': 'test'}
 
 
@@ -22,6 +22,12 @@ def find(folder):
     places = filter(Path.is_dir, (folder, folder / 'raw', *sorted(folder.glob('*/raw'))))
     matches = [(_FILE.fullmatch(path.name), path) for place in places for path in sorted(place.iterdir())]
     return [(path.parent / match[1], _SPLITS[match[2]], path) for match, path in matches if match]
+
+
+def by_split(names):
+    """{split: name} of those names, of arrays or of folders, that say a split: x_train, Validation, testing."""
+    matches = [(_SPLIT.fullmatch(name), name) for name in names]
+    return {_SPLITS[match[1].lower()]: name for match, name in matches if match}
 
 
 @contextlib.contextmanager
@@ -71,8 +77,7 @@ def read_numpy(path, splits):
         if isinstance(content, np.ndarray):
             return {'train': content}
         with content:
-            matches = [(_ARRAY.fullmatch(name), name) for name in content.files]
-            names = {_SPLITS[match[1].lower()]: name for match, name in matches if match}
+            names = by_split(content.files)
             if not names and len(content.files) != 1:
                 raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected x_train and, if there '
                                 'are such images, x_valid and x_test')
@@ -81,11 +86,11 @@ def read_numpy(path, splits):
 
 
 def read_pictures(folder, image_shape, notes):
-    """uint8 (n, height, width) of the PNG and JPEG files in a folder and in the folders in it.
+    """uint8 (n, height, width) of the PNG and JPEG files in a folder, and at most two levels below it.
 
     They must have one size, unless there is an `image_shape`. Adds what is done to them to the set `notes`.
     """
-    paths = [path for pattern in ('*', '*/*') for path in sorted(folder.glob(pattern))
+    paths = [path for pattern in ('*', '*/*', '*/*/*') for path in sorted(folder.glob(pattern))
              if path.suffix.lower() in PICTURES and '/.' not in f'/{path.relative_to(folder)}']
     if not paths:
         raise DataError(f'{folder} has neither PNG or JPEG files nor IDX files such as train-images-idx3-ubyte')
@@ -102,6 +107,8 @@ def read_pictures(folder, image_shape, notes):
                     grey = np.asarray(picture.convert('L'))
                     if picture.mode not in ('1', 'L', 'LA'):
                         notes.add('converted to grey')
+                    if picture.has_transparency_data:
+                        notes.add('stripped of their transparency')
         sizes.add('x'.join(map(str, grey.shape)))
         if len(sizes) > 1 and not image_shape:
             raise DataError(f'{folder} has images of {" and of ".join(sorted(sizes))}: choose one size with '
@@ -124,6 +131,7 @@ def to_grey(array, source, notes):
     what is done to the images to the set `notes`.
     """
     if array.ndim == 2 and math.isqrt(array.shape[1]) ** 2 == array.shape[1]:
+        notes.add(f'unfolded from rows of {array.shape[1]} pixels')
         array = array.reshape(len(array), math.isqrt(array.shape[1]), -1)
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]

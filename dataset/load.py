@@ -6,7 +6,7 @@ from typing import NamedTuple
 from system import cli
 
 from dataset import mnist
-from dataset.formats import find, read, read_numpy, read_pictures, to_grey
+from dataset.formats import by_split, find, read, read_numpy, read_pictures, to_grey
 from dataset.images import DataError, resize, sha256
 from dataset.noise import generator
 from dataset.synthetic import draw_synthetic
@@ -40,8 +40,8 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
 
     A path names a folder of PNG or JPEG files, a folder of IDX files such as train-images-idx3-ubyte, one of several
     such files, or an .npy or .npz file. A folder may have train/, validation/ and test/, an .npz file x_train, x_valid
-    and x_test. Each split is shuffled, always in the same way. A missing test split is then the last seventh of the
-    training images, and a missing validation split the last sixth of those that remain.
+    and x_test, or similar names. Each split is shuffled, always in the same way. A missing test split is then the last
+    seventh of the training images, and a missing validation split the last sixth of those that remain.
 
     Parameters
     ----------
@@ -103,6 +103,8 @@ def load_of_run(config, splits, dataset=None, data_dir=None, transpose=False):
     runs of older versions have not recorded. Raises DataError where the run's images are no longer the same.
     """
     arguments = config['arguments']
+    if data_dir and (dataset or arguments.dataset) not in DATASETS:
+        raise DataError('--data_dir is for the data sets with a name; for your own images, give --dataset PATH')
     images = load(dataset or arguments.dataset, data_dir or arguments.data_dir,
                   (arguments.input_height, arguments.input_width), splits,
                   transpose if dataset else arguments.transpose)
@@ -140,7 +142,8 @@ def _read_own(path, image_shape, transpose, notes):
     elif files := _find_set(path):
         images = {split: to_grey(read(file), file, notes) for split, file in files.items()}
     else:
-        folders = {split: path / split for split in SPLITS if os.path.isdir(path / split)} or {'train': path}
+        parts = by_split(os.listdir(path) if os.path.isdir(path) else [])
+        folders = {split: path / part for split, part in parts.items() if os.path.isdir(path / part)} or {'train': path}
         shape = image_shape[::-1] if image_shape and transpose else image_shape
         images = {split: read_pictures(folder, shape, notes) for split, folder in folders.items()}
     if 'train' not in images:

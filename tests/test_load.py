@@ -61,6 +61,7 @@ def test_rows_of_square_images_and_bools(tmp_path):
     images = load(str(tmp_path / 'rows.npy'))
     assert images.shape == (28, 28)
     assert np.unique(images.splits['train']).tolist() == [0, 255]
+    assert images.lines[1] == 'The images were shuffled and unfolded from rows of 784 pixels.'
 
 
 def write_pictures(folder, images, suffix='.png'):
@@ -76,9 +77,12 @@ def test_a_folder_of_pictures(tmp_path):
     write_pictures(tmp_path / '.thumbnails', numbered(3, (4, 4)))
     (tmp_path / 'a' / 'notes.txt').write_text('')
     assert every_number(tmp_path) == [*range(14)]
-    write_pictures(tmp_path / 'parts' / 'train', numbered(12), '.JPEG')
-    write_pictures(tmp_path / 'parts' / 'test' / 'class', numbered(5, first=100))
-    splits = load(str(tmp_path / 'parts')).splits
+
+@pytest.mark.parametrize('train, test', [('train', 'test'), ('Training', 'testing')])
+def test_a_folder_for_each_split(tmp_path, train, test):
+    write_pictures(tmp_path / train, numbered(12), '.JPEG')
+    write_pictures(tmp_path / test / 'class' / 'of', numbered(5, first=100))
+    splits = load(str(tmp_path)).splits
     assert [len(splits[split]) for split in SPLITS] == [10, 2, 5]
     assert sorted(numbers(splits['test'])) == [*range(100, 105)]
 
@@ -88,6 +92,8 @@ def test_palettes_with_transparency_give_no_warning(tmp_path):
     for i, image in enumerate(numbered(7)):
         Image.fromarray(image).convert('P').save(tmp_path / f'{i}.png', transparency=b'\x00\x10')
     assert every_number(tmp_path) == [*range(7)]
+    assert load(str(tmp_path)).lines[1] == (
+        'The images were converted to grey, shuffled and stripped of their transparency.')
 
 
 def test_pictures_of_16_bits_keep_their_intensities(tmp_path):
@@ -326,6 +332,8 @@ def test_other_images_than_those_of_a_run_are_refused(config, tmp_path):
     assert str(caught.value).isprintable()
     images = load_of_run(config, ['test'], dataset=str(tmp_path / 'other'))
     assert images.splits['test'].shape == (2, 12)
+    with pytest.raises(DataError, match='give --dataset PATH'):
+        load_of_run(config, ['test'], data_dir=tmp_path / 'other')
     with pytest.raises(DataError, match='own.*other'):
         same_images(config['images'], images.facts)
 

@@ -73,11 +73,12 @@ def _download(folder, split):
 
     place = folder if folder.suffix == '.npz' else next(filter(os.path.exists, (folder, *folder.parents)))
     if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
-        raise DataError(f'MNIST is not in {folder}, and {place} is not a folder that can be written to')
+        raise DataError(f'MNIST is not in {folder}, and {place} is not a folder that can be written to; name the '
+                        'folder of its files with --data_dir')
     own = os.environ.get('DRAW_MNIST_MIRROR')
     for mirror in [own] if own else MIRRORS:
         url, content = f'{mirror.rstrip("/")}/{FILES[split]}', bytearray()
-        cli.say(f'downloading {url}')
+        cli.say(f'downloading {url} to {cli.shown(folder)}/')
         try:
             with requests.get(url, stream=True, timeout=_TIMEOUT) as response:
                 response.raise_for_status()

@@ -130,7 +130,7 @@ def test_only_what_is_needed_is_downloaded(mirror, tmp_path, capsys):
     folder = tmp_path / 'new' / 'mnist'
     assert numbers(load('mnist', folder, splits=TRAINING).splits['validation']) == [*range(20, 24)]
     assert server.requests == [f'{TRAIN}.gz']
-    assert capsys.readouterr().out == f'downloading {server.url}{TRAIN}.gz\n'
+    assert capsys.readouterr().out == f'downloading {server.url}{TRAIN}.gz to {folder}/\n'
     load('mnist', folder)
     load('mnist', folder)
     assert server.requests == [*FILES]

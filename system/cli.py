@@ -134,7 +134,10 @@ def path(value):
     """The absolute path that a flag names, as text; a leading ~ is the home folder."""
     if not value:  # as "$RUN" is where RUN is not set
         raise argparse.ArgumentTypeError('the path is empty')
-    return os.path.abspath(os.path.expanduser(value))
+    try:
+        return os.path.abspath(os.path.expanduser(value))
+    except OSError:
+        raise argparse.ArgumentTypeError('the working folder was deleted') from None
 
 
 def _number(kind, low, high):
@@ -153,3 +156,4 @@ count = _number(int, 1, 10 ** 15)  # also written as 1e6
 seed = _number(int, 0, 2 ** 32 - 1)
 positive = _number(float, 1e-30, 1e30)  # float32 can hold these
 fraction = _number(float, 0, 1)
+scale = _number(int, 1, 100)

@@ -114,6 +114,13 @@ def test_logdir_that_cannot_be_written(workplace, capsys, logdir):
     assert Path('file').read_text() == 'mine' and sorted(os.listdir()) == ['file', 'images.npy']
 
 
+def test_a_working_folder_that_was_deleted(workplace, monkeypatch, capsys):
+    os.mkdir('gone')
+    monkeypatch.chdir('gone')
+    os.rmdir('../gone')
+    assert refusal(capsys, train_mnist.main, '--dataset', 'synthetic').endswith('the working folder was deleted')
+
+
 @pytest.mark.parametrize('path', ['nowhere', 'file', 'file/data'])
 def test_images_that_are_not_there(workplace, capsys, path):
     Path('file').write_text('mine')

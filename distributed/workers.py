@@ -88,7 +88,8 @@ class Workers(Alone):
         try:  # MXNet's own rank follows from the workers' ports; DMLC_TASK_ID puts worker 0 on the first host
             self.rank, self.size = (int(os.environ[name]) for name in ('DMLC_TASK_ID', 'DMLC_NUM_WORKER'))
         except (KeyError, ValueError) as error:
-            raise cli.UserError(f'--kvstore dist_sync needs what distributed.launch sets: {error}') from None
+            raise cli.UserError(f'--kvstore dist_sync needs what distributed.launch sets ({error}); to resume in one '
+                                'process: --kvstore device') from None
         self.launcher = shlex.split(os.environ.get('DISTRIBUTED_LAUNCH', f'-m distributed.launch -n {self.size}'))
         self._timeout, self._heard, self._keys = timeout, time.monotonic(), set()
 

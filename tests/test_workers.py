@@ -76,7 +76,7 @@ WORKER = {'DMLC_ROLE': 'worker', 'DMLC_PS_ROOT_URI': '127.0.0.1', 'DMLC_PS_ROOT_
 
 
 @pytest.mark.parametrize('environment, kvstore, reason', [
-    ({}, 'dist_sync', 'what distributed.launch sets'), (WORKER, 'dist_sync', "sets: 'DMLC_TASK_ID'"),
+    ({}, 'dist_sync', 'what distributed.launch sets'), (WORKER, 'dist_sync', r"sets \('DMLC_TASK_ID'"),
     ({**WORKER, 'DMLC_TASK_ID': 'one'}, 'dist_sync', "'one'"), (WORKER, 'device', 'use dist_sync')])
 def test_bad_environment(monkeypatch, environment, kvstore, reason):
     for name in (*WORKER, 'DMLC_TASK_ID'):

@@ -81,7 +81,7 @@ def report(result):
 def keep(result, folder):
     """Write the result to a file that is named by what was evaluated; returns its path. Raises OSError."""
     name = '{split}-{name}-{images_sha256:.8}-{binarization}-images_{num_images}-draws_{num_draws}-seed_{seed}.json'
-    path = os.path.join(folder, name.format(name=os.path.basename(result['dataset']), **result))
+    path = os.path.join(folder, name.format(name=os.path.basename(result['dataset'])[:40], **result))
     os.makedirs(folder, exist_ok=True)
     files.write_json(path, result)
     return path

@@ -217,7 +217,7 @@ class DRAW(HybridBlock):
 
     Outputs:
         - **canvas**: the final canvas c_T, logits, (batch, height * width).
-        - **mu**, **log_sigma**: means and logarithms of the standard deviations of q(z_t | x), each
+        - **mu**, **log_sigma**: means and logarithms of the standard deviations of q(z_t | x, z_1 .. z_{t-1}), each
           (num_steps, batch, latent_dim).
 
     Raises ValueError for sizes out of range, blocks for another image shape, inputs of a wrong type, shape or range.

@@ -11,7 +11,8 @@ _NUMBER = {'train': 1000000, 'validation': 10000, 'test': 10000}
 class TwoDigits:
     """An array uint8 (n, height * width); row i is drawn when it is asked for, from the digits of a split and i alone.
 
-    Two digits lie at random places of a black image of 60x60 pixels, added and clipped at 255.
+    Two digits lie at random places of a black image of 60x60 pixels, added and clipped at 255. (The paper does not say
+    whether its pixels are binary; ours are binarized like those of all images.)
     """
 
     def __init__(self, digits, split, image_shape):

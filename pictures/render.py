@@ -46,9 +46,9 @@ def window_boxes(windows, filter_size, image_shape):
 def tile(values, scale, boxes=(), light=False):
     """One enlarged image, values (height, width) in [0, 1], with its attention windows.
 
-    `boxes` are pairs (WRITE_COLOUR or READ_COLOUR, row of `window_boxes`). As in the paper's figures, lines are as wide
-    as sigma; from one screen pixel to two image pixels. `light`, for many small images in one GIF, takes a third of the
-    greys, and lines one screen pixel wide.
+    `boxes` are pairs (WRITE_COLOUR or READ_COLOUR, row of `window_boxes`). As in the paper's figures, a line is wide
+    where sigma is large: here as wide as sigma, from one screen pixel to two image pixels. `light`, for many small
+    images in one GIF, takes a third of the greys, and lines one screen pixel wide.
     """
     every = _EVERY if light else 1
     greys = np.rint(np.clip(np.nan_to_num(values), 0, 1) * (len(_GREYS) - 1) / every) * every

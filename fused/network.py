@@ -1,24 +1,32 @@
 """core.DRAW computed by one operator."""
 import ctypes
+import functools
 
 from system import cli, devices
 
 import numpy as np
-from mxnet import autograd, nd
+from mxnet import autograd, init, nd
 from mxnet.base import _LIB, check_call
 
+import core
 from fused import library
 
-_CHUNK = 32  # images that a thread takes through all steps at a time, at most; fewer use a weight less often
+_CHUNK = 32  # a thread takes at most this many images through all steps together; with fewer, a weight is reused less
 _STATES = 'h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'
+_ATTENTION = {(core.SelectiveAttentionRead, core.SelectiveAttentionWrite): True,
+              (core.NoAttentionRead, core.NoAttentionWrite): False}
+_NO_BIAS = 'x_to_enc', 'h_dec_to_enc', 'h_enc_to_enc', 'h_dec_to_dec'
 
 
 def accelerate(net, contexts, fused='auto'):
     """The callable that computes an initialized network: a `FusedDRAW`, or `net` itself on a GPU, without a C compiler,
-    or with fused='off'. Raises cli.UserError where fused='on' is impossible."""
+    where core.py was changed or `net` is of another class, or with fused='off'. Raises cli.UserError where fused='on'
+    is impossible."""
     try:
         if fused != 'off' and contexts[0].device_type == 'cpu':
-            return FusedDRAW(net, devices.threads())
+            operator = FusedDRAW(net, devices.threads())
+            _compare(type(net.read), type(net.write))
+            return operator
         if fused == 'on':
             raise library.Unavailable('it is for the CPU')
     except library.Unavailable as error:
@@ -27,6 +35,27 @@ def accelerate(net, contexts, fused='auto'):
         cli.say(f'The fused operator cannot be used: {error}. Without it, training takes two to four times as long; '
                 '--fused off hides this line.')
     return net
+
+
+@functools.cache
+def _compare(read, write):
+    """Raise library.Unavailable where core.py, which a reader may change, and draw.c differ on a small network."""
+    shape, rng = (5, 7), np.random.RandomState(0)
+    blocks = (read(2, shape), write(3, shape)) if _ATTENTION[read, write] else (read(), write(shape))
+    net = core.DRAW(*blocks, shape, num_steps=3, num_recurrent_units=4, latent_dim=2)
+    parameters = net._collect_params_with_prefix().values()
+    for parameter in parameters:
+        parameter.initialize(init.Zero())  # MXNet's random numbers are the caller's
+        parameter.set_data(nd.array(rng.normal(scale=0.5, size=parameter.shape)))
+    x, eps, results = nd.array(rng.rand(2, 35) > 0.5), nd.array(rng.normal(size=(3, 2, 2))), []
+    for forward in net, FusedDRAW(net, 1):
+        with autograd.record():
+            outputs = forward(x, eps)
+            total = sum(output.square().sum() for output in outputs)
+        total.backward()
+        results.append([array.asnumpy() for array in (*outputs, *(parameter.grad() for parameter in parameters))])
+    if not all(np.allclose(ours, theirs, rtol=1e-3, atol=1e-4) for ours, theirs in zip(*results)):
+        raise library.Unavailable('core.py does not compute what fused/draw.c does')
 
 
 class FusedDRAW:
@@ -45,18 +74,33 @@ class FusedDRAW:
     none (theirs would be NaN).
 
     Raises ValueError as `core.DRAW` does, and for parameters with grad_req 'add', which `autograd.Function` does not
-    support. Raises `fused.library.Unavailable` without a C compiler, and for attention in one block only.
+    support. Raises `fused.library.Unavailable` without a C compiler, and for networks of other classes or parameters.
     """
 
     def __init__(self, net, num_threads):
         self.library = library.load()
         self._net, self._num_threads, self._free = net, num_threads, {True: [], False: []}
-        self._parameters = own = net._collect_params_with_prefix()
-        layers = ['r_to_enc', 'x_to_enc', 'h_dec_to_enc', 'h_enc_to_enc', 'h_enc_to_q', 'z_to_dec', 'h_dec_to_dec',
-                  'write.patch' if 'write.patch.weight' in own else 'write.image', 'read.window', 'write.window']
-        self._order = [f'{layer}.{kind}' for layer in layers for kind in ('weight', 'bias')] + [*_STATES]  # of draw.c
-        if ('read.window.weight' in own) != ('write.window.weight' in own) or not own.keys() <= {*self._order}:
-            raise library.Unavailable('it computes networks with attention in both blocks or in neither')
+        self._parameters = net._collect_params_with_prefix()
+        attention = _ATTENTION.get((type(net.read), type(net.write)))
+        if type(net) is not core.DRAW or attention is None:
+            raise library.Unavailable('it computes core.DRAW with attention in both blocks or in neither')
+        units, latent, pixels = net.h_enc_0.shape[1], net.latent_dim, net.image_shape[0] * net.image_shape[1]
+        gates, r, w = 4 * units, pixels, pixels
+        if attention:
+            r, w = 2 * net.read.filter_size ** 2, net.write.filter_size ** 2
+        layers = {  # outputs and inputs, in draw.c's order
+            'r_to_enc': (gates, r), 'x_to_enc': (gates, pixels), 'h_dec_to_enc': (gates, units),
+            'h_enc_to_enc': (gates, units), 'h_enc_to_q': (2 * latent, units), 'z_to_dec': (gates, latent),
+            'h_dec_to_dec': (gates, units), 'write.patch' if attention else 'write.image': (w, units),
+            'read.window': (5, units), 'write.window': (5, units)}
+        self._order = [f'{layer}.{kind}' for layer in layers for kind in ('weight', 'bias')] + [*_STATES]
+        for layer in ['x_to_enc'] if attention else ['read.window', 'write.window']:
+            del layers[layer]
+        shapes = {f'{layer}.weight': shape for layer, shape in layers.items()}
+        shapes.update((f'{layer}.bias', shape[:1]) for layer, shape in layers.items() if layer not in _NO_BIAS)
+        shapes.update(dict.fromkeys(_STATES, (1, units)))
+        if shapes != {name: parameter.shape for name, parameter in self._parameters.items()}:
+            raise library.Unavailable('core.DRAW has other parameters than fused/draw.c')
 
     def __call__(self, x, eps):
         self._net._check(x, eps)
@@ -72,7 +116,7 @@ class FusedDRAW:
         net, (height, width) = self._net, self._net.image_shape
         filters = [getattr(block, 'filter_size', 0) for block in (net.read, net.write)]
         per_thread = -(-batch_size // self._num_threads)
-        chunk = -(-per_thread // -(-per_thread // _CHUNK))  # as many for each thread, and equal ones
+        chunk = -(-per_thread // -(-per_thread // _CHUNK))  # equal chunks, as many for each thread
         values = (net.num_steps, batch_size, self._parameters['h_enc_0'].shape[1], net.latent_dim, height, width,
                   filters[0] > 0, *filters, keep, self._num_threads, chunk)
         return (ctypes.c_long * len(values))(*values)
@@ -113,7 +157,7 @@ class _Operator(autograd.Function):
 
     def backward(self, *heads):
         if self._memory is None:
-            raise RuntimeError('one backward pass for each forward pass: its memory is used up')
+            raise RuntimeError('only one backward pass per forward pass is possible: it uses up the memory')
         parameters = self._fused._parameters
         gradients = [nd.empty(parameters[name].shape) for name in self._names]
         self._fused.library.draw_backward(self._sizes, _aligned(self._memory), *map(_pointer, heads),
@@ -124,7 +168,7 @@ class _Operator(autograd.Function):
 
 
 def _address(array):
-    """Where the numbers of an NDArray of the CPU are, once they are there."""
+    """The address of the numbers of an NDArray on the CPU, once they have been computed."""
     address = ctypes.c_void_p()
     array.wait_to_read()
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))

@@ -12,13 +12,14 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd, nd
+from mxnet.gluon import nn
 
 import core
 import oracle
 from conftest import ROOT
 from dataset.stream import binarize
 from dataset.synthetic import draw_synthetic
-from fused import library
+from fused import library, network
 from fused.network import FusedDRAW, accelerate
 from networks import (
     ATTENTION,
@@ -168,9 +169,68 @@ def test_what_it_cannot_do_is_refused():
     net.h_enc_0.grad_req = 'add'
     with autograd.record(), pytest.raises(ValueError, match="grad_req 'add'"):
         fused(x, eps)
-    for parameters in MIXED:
-        mixed = build(parameters.values[0])
-        assert accelerate(mixed, [mx.cpu()]) is mixed
+
+
+# Other networks, which core.py computes
+
+class OtherDRAW(core.DRAW):
+    pass
+
+
+class OtherRead(core.SelectiveAttentionRead):
+    pass
+
+
+def other_network():
+    net = build(ATTENTION)
+    net.__class__ = OtherDRAW
+    return net
+
+
+def other_read():
+    net = build(ATTENTION)
+    net.read.__class__ = OtherRead
+    return net
+
+
+def other_parameters():
+    net = build(ATTENTION)
+    net.h_enc_to_enc = nn.Dense(4, in_units=4)
+    return net
+
+
+OTHERS = [*(lambda sizes=mixed.values[0]: build(sizes) for mixed in MIXED), other_network, other_read, other_parameters]
+
+
+@pytest.mark.parametrize('make_net', OTHERS)
+def test_other_networks_are_not_accelerated(make_net, capsys):
+    net = make_net()
+    assert accelerate(net, [mx.cpu()]) is net
+    assert capsys.readouterr().out.count('\n') == 1
+
+
+@pytest.mark.parametrize('sizes', MODELS)
+@pytest.mark.parametrize('edit', [lambda F, c: 0.99 * c, lambda F, c: F.BlockGrad(c)], ids=['value', 'gradient'])
+def test_an_edited_core_is_not_accelerated(sizes, edit, monkeypatch, capsys):
+    net, usual = build(sizes), core.lstm
+    assert accelerate(net, [mx.cpu()]) is not net
+    monkeypatch.setattr(core, 'lstm', lambda F, gates, c: usual(F, gates, edit(F, c)))
+    network._compare.cache_clear()
+    assert accelerate(net, [mx.cpu()]) is net
+    assert 'core.py does not compute what fused/draw.c does' in capsys.readouterr().out
+    with pytest.raises(cli.UserError, match='core.py'):
+        accelerate(net, [mx.cpu()], 'on')
+    network._compare.cache_clear()
+
+
+def test_the_comparison_draws_none_of_mxnets_random_numbers():
+    network._compare.cache_clear()
+    net = build(ATTENTION)
+    mx.random.seed(3)
+    accelerate(net, [mx.cpu()])
+    found = nd.random.normal(shape=4).asnumpy()
+    mx.random.seed(3)
+    np.testing.assert_array_equal(found, nd.random.normal(shape=4).asnumpy())
 
 
 # The same bits

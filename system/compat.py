@@ -17,8 +17,12 @@ class Unsupported(ImportError):
 
 
 def install_excepthook():
-    """Install an exception hook: one line where MXNet cannot run or load, silence at Ctrl-C."""
-    usual = sys.excepthook
+    """Install an exception hook for a program of this folder: one line where MXNet cannot run or load, silence at
+    Ctrl-C."""
+    program, usual = os.path.realpath(sys.argv[0]), sys.excepthook
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    if not (os.path.isfile(program) and program.startswith(root + os.sep)):
+        return
 
     def hook(kind, error, traceback):
         if kind is OSError and 'shared object file' in str(error):  # no GPU driver, libgomp or libquadmath
@@ -56,7 +60,7 @@ def restore_numpy_names():
         'NaN': numpy.nan, 'NAN': numpy.nan, 'alltrue': numpy.all, 'sometrue': numpy.any, 'product': numpy.prod,
         'round_': numpy.round, 'msort': lambda a: numpy.sort(a, axis=0), 'trapz': getattr(numpy, 'trapezoid', None),
         'in1d': lambda a, b, **options: numpy.isin(a, b, **options).ravel(),
-        **dict.fromkeys(['mirr', 'npv', 'pmt', 'ppmt', 'pv', 'rate'])}  # financial functions, which must only be there
+        **dict.fromkeys(['mirr', 'npv', 'pmt', 'ppmt', 'pv', 'rate'])}  # financial functions, which only need to exist
     for name, value in names.items():
         if not hasattr(numpy, name):
             setattr(numpy, name, value)

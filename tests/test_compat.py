@@ -72,8 +72,9 @@ def test_a_library_raises_import_error():
     assert done.returncode == 0 and 'has no mxnet' in done.stdout and not done.stderr
 
 
-def test_import_says_nothing_and_reads_no_command_line(tmp_path):
-    code = 'import core, mxnet, runs.log; print(mxnet.nd.ones(3).sum().asscalar())'
+def test_import_says_nothing_reads_no_command_line_and_sets_no_hook(tmp_path):
+    code = ('import core, mxnet, runs.log, sys; print(mxnet.nd.ones(3).sum().asscalar()); '
+            'assert sys.excepthook is sys.__excepthook__')
     done = python('-c', code, '--resume', 'nowhere', folder=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, '3.0\n', '')
 

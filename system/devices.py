@@ -24,7 +24,7 @@ def threads():
 def set_environment():
     """Set what MXNet reads when it is imported; several workers on a host share its processors. Raises
     compat.Unsupported."""
-    first = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()  # MXNet aborts at a list
+    first = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()  # MXNet aborts on a list
     if first and not (first.isdecimal() and 0 < int(first) < 1024):
         raise compat.Unsupported(f'OMP_NUM_THREADS must be a number of threads, not {first!r}')
     os.environ['OMP_NUM_THREADS'] = first or str(max(1, processors() // int(os.environ.get('DISTRIBUTED_SHARE', 1))))
@@ -52,7 +52,7 @@ def contexts(args):
     if not all(number.isdecimal() for number in numbers) or len({*map(int, numbers)}) < len(numbers):
         raise cli.UserError(f'argument --gpus: {args.gpus!r} is not a list of numbers, such as 0,1')
     if not mx.runtime.Features().is_enabled('CUDA'):
-        raise cli.UserError('a GPU needs an MXNet built for CUDA, see "GPU" in README.md')
+        raise cli.UserError('a GPU needs an MXNet built for CUDA: see docs/gpu.md')
     gpus = [mx.gpu(int(number)) for number in numbers]
     for gpu in gpus:
         try:

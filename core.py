@@ -15,7 +15,7 @@ from mxnet.gluon import HybridBlock, nn
 STATIC = {'static_alloc': True}  # for hybridize; MXNet 1.9.1 can return wrong gradients with static_shape
 # Far beyond the windows of trained models. Without limits exp() overflows, and inf * 0 is nan.
 _LOG_SIGMA2_LIMITS = -20, 20
-_LOG_DELTA_LIMITS = -20, 12  # up to e^12, distances a - mu in an image 200 pixels wide differ in float32
+_LOG_DELTA_LIMITS = -20, 12  # up to e^12, float32 still tells apart the distances a - mu in an image 200 pixels wide
 
 
 def _dense(units, in_units=0, use_bias=True, bias=0., factor_type='avg'):
@@ -50,7 +50,7 @@ def filter_centres(F, params, filter_size, image_shape):
 def filterbank(F, params, filter_size, image_shape):
     """Gaussian filters of an attention window, Eqns. 19-20 and 22-26 (Sec. 3.2).
 
-    A softmax over the pixels computes Eqns. 25-26 with the exact normalisers Z: every filter sums to 1, even those of
+    A softmax over the pixels computes Eqns. 25-26 with the exact normalizers Z: every filter sums to 1, even those of
     a window far outside the image. Parameters: those of `filter_centres`.
 
     Returns
@@ -99,7 +99,7 @@ class NoAttentionRead(HybridBlock):
         - **h_dec**: h_dec_{t-1}, (batch, units); not used here.
 
     Outputs:
-        - x_hat_t, and None for the window. The other half of r_t is x, which DRAW multiplies once for all steps.
+        - x_hat_t, and None for the window. DRAW multiplies x, the other half of r_t, by its weights once for all steps.
     """
 
     def hybrid_forward(self, F, x, x_hat, h_dec):
@@ -260,7 +260,7 @@ class DRAW(HybridBlock):
 
     def forward(self, x, eps):
         if not isinstance(x, sym.Symbol):
-            # Looking at the values waits for the device: a compiled network does so in its first call only.
+            # Checking the values means waiting for the device: a compiled network does it in its first call only.
             self._check(x, eps, values=self._cached_op is None)
         return super().forward(x, eps)
 

@@ -26,7 +26,7 @@ def parse_args(parser, argv=None):
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of that data set's files (default: the run's)")
     add('--transpose', action='store_true', help='with --dataset: swap rows and columns')
     add('--scale', type=cli.scale, metavar='N',
-        help=f'screen pixels per image pixel and side (default: {paint.SCALE}, with --grid {paint.GRID_SCALE})')
+        help=f'screen pixels per side of an image pixel (default: {paint.SCALE}, with --grid {paint.GRID_SCALE})')
     add('--no_boxes', action='store_true',
         help='leave out the attention windows: green where a step reads (reconstructions only), red where it writes')
     output.add_argument('--output_dir', '-o', type=cli.path, metavar='DIR',

@@ -25,14 +25,14 @@ def find(folder):
 
 
 def by_split(names):
-    """{split: name} of those names, of arrays or of folders, that say a split: x_train, Validation, testing."""
+    """{split: name} of those names, of arrays or of folders, that stand for a split: x_train, Validation, testing."""
     matches = [(_SPLIT.fullmatch(name), name) for name in names]
     return {_SPLITS[match[1].lower()]: name for match, name in matches if match}
 
 
 @contextlib.contextmanager
 def _reading(path):
-    """Raise a DataError of one line that names the file, whatever a damaged one raises inside."""
+    """Turn whatever a damaged file raises in the body into a DataError of one line that names the file."""
     try:
         yield
     except DataError:
@@ -79,8 +79,8 @@ def read_numpy(path, splits):
         with content:
             names = by_split(content.files)
             if not names and len(content.files) != 1:
-                raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected x_train and, if there '
-                                'are such images, x_valid and x_test')
+                raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected x_train and, optionally, '
+                                'x_valid and x_test')
             names = {split: name for split, name in (names or {'train': content.files[0]}).items() if split in splits}
             return {split: content[name] for split, name in names.items()}
 
@@ -88,7 +88,7 @@ def read_numpy(path, splits):
 def read_pictures(folder, image_shape, notes):
     """uint8 (n, height, width) of the PNG and JPEG files in a folder, and at most two levels below it.
 
-    They must have one size, unless there is an `image_shape`. Adds what is done to them to the set `notes`.
+    They must all have the same size, unless `image_shape` is given. Adds what is done to them to the set `notes`.
     """
     paths = [path for pattern in ('*', '*/*', '*/*/*') for path in sorted(folder.glob(pattern))
              if path.suffix.lower() in PICTURES and '/.' not in f'/{path.relative_to(folder)}']

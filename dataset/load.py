@@ -63,7 +63,7 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
     Raises
     ------
     DataError, OSError
-        The images are missing, damaged, not those of the name, or not intensities.
+        The images are missing, damaged, not those of the named data set, or not intensities.
     """
     name, notes = dataset_name(dataset), set()
     path = None if name == 'synthetic' else Path(cli.path(data_dir) if name in DATASETS else name)
@@ -100,7 +100,7 @@ def load_of_run(config, splits, dataset=None, data_dir=None, transpose=False):
     """Load the images of a run, or those of another `dataset` in the run's size; otherwise like `load`.
 
     `config` is what `runs.config.read` returns: the run's 'arguments', and as 'images' the facts of its images, which
-    runs of older versions have not recorded. Raises DataError where the run's images are no longer the same.
+    runs of older versions did not record. Raises DataError where the run's images are no longer the same.
     """
     arguments = config['arguments']
     if data_dir and (dataset or arguments.dataset) not in DATASETS:
@@ -166,7 +166,7 @@ def _find_set(path):
     found = find(path if folder else path.parent)
     sets = {key for key, _, file in found if folder or file == path}
     if len(sets) > 1:
-        raise DataError(f'{path} has several sets of images; choose one by a file of it: --dataset {found[0][2]}')
+        raise DataError(f'{path} has several sets of images; name a file of the one to use: --dataset {found[0][2]}')
     files = {split: file for key, split, file in reversed(found) if key in sets}  # a raw file comes before its .gz
     return files if files or folder else {'train': path}
 

@@ -17,7 +17,7 @@ def draw_synthetic():
     shears = rng.uniform(-0.15, 0.35, size=n)  # more often to the right, as in handwriting
     x_scales, y_scales = 2 / rng.uniform(0.8, 1.05, size=(2, n))  # a glyph has 2 pixels for one of the image
     shifts = rng.uniform(-1.5, 1.5, size=(n, 2))
-    # Pillow wants the way back: the point of the glyph (56x56) for a point of the image (28x28).
+    # Pillow wants the inverse map: from a point of the image (28x28) to the point of the glyph (56x56).
     rotations = np.array([[np.cos(angles), np.sin(angles)], [-np.sin(angles), np.cos(angles)]])
     stretches = np.array([[x_scales, shears * x_scales], [np.zeros(n), y_scales]])
     matrices = np.einsum('ijn,jkn->nik', stretches, rotations)

@@ -2,8 +2,8 @@
 
     python -m distributed.guard COMMAND ...
 
-The launcher starts every process below a guard on its host. When the launcher ends, for whatever reason, the input of
-the guard closes, through SSH too. Imports the standard library alone, to start at once.
+The launcher starts every process under a guard on its host. When the launcher ends, for whatever reason, the input of
+the guard closes, through SSH too. Imports only the standard library, to start quickly.
 """
 import ctypes
 import os

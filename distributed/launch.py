@@ -27,7 +27,7 @@ _SERVE = 'import os, system; os.environ["DMLC_ROLE"] = "{}"; import mxnet'
 
 
 class Process(subprocess.Popen):
-    """The scheduler, server k or worker k, below a guard on its host."""
+    """The scheduler, server k or worker k, under a guard on its host."""
 
     def __init__(self, args, role, k):
         host = None if role == 'scheduler' else args.hosts[k % len(args.hosts)]

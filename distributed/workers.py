@@ -81,7 +81,7 @@ class Workers(Alone):
     """Several workers (--kvstore dist_sync): a context whose end waits for all of them.
 
     An exception ends the process at once, with the code of a SystemExit, or a traceback and code 1: otherwise MXNet
-    would wait for the other workers, and they for this one. `timeout` seconds without a word from them end it too.
+    would wait for the other workers, and they for this one. Their silence for `timeout` seconds ends it too.
     """
 
     def __init__(self, timeout):

@@ -108,7 +108,7 @@ static void pack(const net* n, long task, const float** params) {
   if (bias) memcpy(n->bias[l].p + panel * P, bias + row, 4 * rows);
 }
 
-// out = init + the sum of what layers make of their inputs; all these layers have outputs of one kind.
+// out = init + the sum of the layers' products with their inputs; all these layers have outputs of one kind.
 static void apply(const net* n, mat out, long rows, mat init, const flow* inputs, int count) {
   term terms[MOST_TERMS];
   for (int k = 0; k < count; k++) {
@@ -140,7 +140,7 @@ typedef struct {
 
 static float clip(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
 static void filter(float* F, float mu, float sigma2, long L, long most) {                        // Eqns. 25-26
-  // The pixel nearest to mu has the largest exponent: the others less that one, factored so that nothing cancels.
+  // The largest exponent, that of the pixel nearest to mu, is subtracted from each, factored so that nothing cancels.
   float nearest = clip(floorf(mu + 0.5f), 1, L), scale = -0.5f / sigma2;
   lanes sum = no_lanes();
   for (long a = 0; a < most; a += LANES)
@@ -489,7 +489,7 @@ static unsigned flush_subnormals(void) {
   return before;
 }
 
-long draw_floats(const sizes* s) { return lay_out(s, 0).used; }  // size of the memory, zero at first, of the other two
+long draw_floats(const sizes* s) { return lay_out(s, 0).used; }  // how many floats of zeroed memory the next two need
 
 // params: weight and bias of each layer in the order of their numbers, and the initial states; 0 where there is none
 void draw_forward(const sizes* s, const float** params, const float* x, const float* eps, float* memory, float* canvas,

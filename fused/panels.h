@@ -143,7 +143,7 @@ INLINE long corner(long rows, long columns, int transposed, const term* terms, i
   return rows;
 }
 
-// out = init + the sum of the terms: `rows` rows, and `groups` times `size` columns, each group from a panel on
+// out = init + the sum of the terms: `rows` rows, and `groups` times `size` columns, each group starting at a new panel
 static void product(mat out, long rows, long groups, long size, mat init, const term* terms, int count) {
   for (long g = 0; g < groups; g++)
     for (long n = 0; n < size; n += NV * VL)

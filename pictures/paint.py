@@ -11,7 +11,7 @@ from mxnet import nd
 from dataset.noise import noise
 from pictures import render
 
-SCALE, GRID_SCALE = 4, 2  # screen pixels per image pixel and side: usual, and for many images in a GIF
+SCALE, GRID_SCALE = 4, 2  # screen pixels per side of an image pixel: usual, and for many images in a GIF
 _COLUMNS = 10  # images in a row of a grid, or time steps in a row of a sheet
 _CHUNK, _CHUNK_PIXELS = 100, 2 ** 24  # images that the network paints together, and the pixels of all their canvases
 
@@ -27,7 +27,7 @@ empty without attention. `input` (height, width): the reconstructed image, None 
 def paint(net, seed, num_samples=None, images=None):
     """Yield the Paintings of samples from the prior, or of reconstructions of binary images, (n, height * width).
 
-    A painting depends on the seed of the noise and its number alone, except for the last bits.
+    A painting depends only on its own number and on the seed of the noise, except for the last bits.
     """
     ctx, shape = net.h_enc_0.list_ctx()[0], net.image_shape
     purpose, total = ('sample', num_samples) if images is None else ('reconstruction', len(images))

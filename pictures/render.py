@@ -68,7 +68,7 @@ def _draw_box(image, box, scale, colour, max_line):
     first = np.floor(np.array(edges, dtype=float) * scale - line / 2 + 0.5)  # screen pixel where each line begins
     left, top, right, bottom = np.clip(first, -line, image.size * 2).astype(int).tolist()
     draw = ImageDraw.Draw(image)
-    # Four rectangles, because Pillow's outlines leave a box that is smaller than its lines.
+    # Four rectangles, because Pillow's outlines spill out of a box that is narrower than its lines.
     for x0, y0, x1, y1 in ((left, top, right, top), (left, bottom, right, bottom),
                            (left, top, left, bottom), (right, top, right, bottom)):
         draw.rectangle((x0, y0, x1 + line - 1, y1 + line - 1), fill=len(_GREYS) + _COLOURS.index(colour))

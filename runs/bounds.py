@@ -13,7 +13,7 @@ _QUIET = np.errstate(over='ignore', invalid='ignore')  # callers check that resu
 def log_weight(reconstruction, mu, log_sigma, eps):
     """log p(x|z) + log p(z) - log q(z|x) in nats, (batch,), for z = mu + sigma * eps drawn from q, as NumPy arrays.
 
-    `reconstruction` is -log p(x|z). Minus the expectation is the bound of Eqn. 12. Between draws, that of a trained
+    `reconstruction` is -log p(x|z). The negated expectation is the bound of Eqn. 12. Between draws, that of a trained
     model on MNIST varies less than half as much as with the analytic KL of Eqn. 11. The factors (2 pi)^(-1/2) of prior
     and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1} through mu and log_sigma, so the product over t is the
     density of z.
@@ -49,7 +49,7 @@ class Evaluator:
         outputs = []  # all devices start before the first result is waited for
         for x_k, eps_k in zip(x, gluon.utils.split_and_load(eps, self._contexts, batch_axis=1)):
             canvas, mu, log_sigma = self._forward(x_k, eps_k)
-            # The analytic KL, which takes as long as the rest of the loss, is not wanted: that of one step is enough.
+            # The analytic KL, as slow as the rest of the loss, is not needed here, so it is computed for one step only.
             outputs.append((self._loss(canvas, mu[:1], log_sigma[:1], x_k)[0], mu, log_sigma))
         counted = max(0, len(images) - numbers[0])
         reconstruction, mu, log_sigma = (
@@ -63,7 +63,7 @@ class Evaluator:
         """Means over the images for one draw of z each, in nats: the negative variational bound with the sampled KL and
         the reconstruction, both (), and the analytic KL of each step, (num_steps,).
 
-        `on_batch` is called with the number of images after each batch.
+        After each batch, `on_batch` is called with the number of its images.
         """
         sums = np.zeros(2 + self._net.num_steps)
         for start, numbers in self._batches(len(images)):
@@ -85,7 +85,7 @@ class Evaluator:
             (n, height * width), values 0 or 1.
         seed, num_draws : int
         on_draw : callable, optional
-            Called with the number of images after each draw.
+            Called after each draw of a batch, with the number of its images.
 
         Returns
         -------

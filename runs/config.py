@@ -81,7 +81,7 @@ def build_parser(doc=''):
 
 def parse_args(argv=None, doc=''):
     """The arguments in argv (default: the command line), checked. Those of the run to resume, or to start from, are
-    defaults. Ends the program with one line where they contradict each other."""
+    the defaults. If arguments contradict each other, the program ends with one line."""
     parser = build_parser(doc)
     args = parser.parse_args(argv)
     if args.resume or args.init:
@@ -140,7 +140,7 @@ def read(folder):
 
 
 def _stored(arguments):
-    """The arguments in config.json; those of a version that did not have a flag get its default."""
+    """The arguments in config.json; a flag that the run's version did not have gets its default."""
     if not arguments['input_height']:
         raise ValueError('input_height is missing')
     defaults = vars(build_parser().parse_args([]))

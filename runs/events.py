@@ -16,7 +16,7 @@ except TypeError:  # of protobuf
 
 
 class Events(EventsWriter):
-    """A new event file in `folder`; TensorBoard drops all steps above `seen` that earlier ones hold.
+    """A new event file in `folder`; from earlier ones, TensorBoard drops all steps above `seen`.
 
     It is written in the calling thread: the thread of mxboard's SummaryWriter hangs on a full disk. Raises OSError.
     """

@@ -88,7 +88,7 @@ def load(path, net, prefixes=('',)):
 
 
 def load_run(folder, contexts=None):
-    """The network of a run with its best parameters, or with those of the checkpoint before the first validation; what
+    """The network of a run with its best parameters or, before the first validation, with those of the checkpoint; what
     `runs.config.read` returns; and the path of the parameter file. Raises cli.UserError, OSError."""
     config = configs.read(folder)
     net = build_net(config['arguments'])

@@ -30,8 +30,8 @@ class Stopped(Exception):
 class Run:
     """A context: a run of train_mnist.py from its lock to its exit code.
 
-    However its body ends, leaving it closes the log, and prints the one line that says what to do next; if the run is
-    finished or stopped, it draws the curves. After an error in training it raises SystemExit; otherwise `code` is the
+    However its body ends, leaving the context closes the log, prints the one line that says what to do next and, if the
+    run finished or was stopped, draws the curves. After an error in training it raises SystemExit; else `code` is the
     exit code. A new run that fails before its first step leaves no folder. Workers other than 0 have a temporary
     folder, so that all of them run the same code. Raises cli.UserError where the run to resume is in use, or had other
     images than those of `facts`.
@@ -101,12 +101,12 @@ class Run:
         params.save(self.path(params.BEST), params.arrays_of(self._training.net))
 
     def save_checkpoint(self):
-        """Write checkpoint.safetensors; everything logged so far is on the disk before."""
+        """Write checkpoint.safetensors, once everything logged so far is on the disk."""
         self.log.sync()
         params.save(self.path(params.CHECKPOINT), *self._training.state())
 
     def load_best(self):
-        """The arrays of best.safetensors of worker 0, put into the network of every worker."""
+        """Put the arrays of worker 0's best.safetensors into the network of every worker."""
         net = self._training.net
         arrays = params.arrays_of(net) if self._group.scratch else params.load(self.path(params.BEST), net)[0]
         params.set_arrays(net, {name: self._group.broadcast(array) for name, array in arrays.items()})
@@ -140,8 +140,8 @@ class Run:
         return bool(line)
 
     def _ending(self, error, trained):
-        """The last line of the program, and its exit code, for what the body raised. No line for a bug, nor before
-        the first step, where `main` prints it."""
+        """The last line of the program, and its exit code, for what the body raised. No line for a bug, nor for an
+        error before the first step: `main` prints that one."""
         seen, is_new = self._training.seen if self._training else 0, not self.args.resume
         if error is None:
             return '', 0

@@ -22,7 +22,7 @@ class Training:
     """A network, its optimizer, and how far they have come.
 
     Every batch is divided evenly among the workers of the `group`, and each part among that worker's devices. Images
-    and noise are functions of their number in the stream, so that every division gives the same step.
+    and noise are functions of their number in the stream, so every division gives the same step.
     """
 
     def __init__(self, args, contexts, group):
@@ -61,7 +61,7 @@ class Training:
         """Sum the gradients of all devices and workers, clip their norm, and make a step of Adam.
 
         Takes each device's (reconstruction, kl). Returns bound, reconstruction, kl and the gradient's norm before
-        clipping, means over the batch in nats per image. Raises NotFinite, and leaves the parameters as they were.
+        clipping, means over the batch in nats per image. Raises NotFinite, which leaves the parameters as they were.
         """
         self.group.sum_gradients(list(self._parameters.values()))
         gradients = [[parameter.grad(ctx) for parameter in self._parameters.values()] for ctx in self.contexts]

@@ -98,7 +98,7 @@ def start(main):
     if code in (1, 2):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
-        os._exit(code)  # at a regular end, MXNet may abort, or print its last error again
+        os._exit(code)  # at a normal exit, MXNet may abort, or print its last error again
     sys.exit(code)
 
 

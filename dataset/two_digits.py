@@ -1,7 +1,7 @@
 """Two MNIST digits in one image (Sec. 4.3 of the paper)."""
 import numpy as np
 
-from dataset.images import resize
+from dataset.images import check_size, resize
 from dataset.noise import generator
 
 SIDE = 60  # pixels
@@ -24,6 +24,7 @@ class TwoDigits:
 
     def __getitem__(self, rows):
         rows = range(len(self))[rows] if isinstance(rows, slice) else rows
+        check_size('two_digits', (len(rows), *self._image_shape))
         images = np.zeros((len(rows), SIDE, SIDE), dtype=np.uint8)
         for image, row in zip(images, rows):
             rng = generator(0, f'two digits, {self._split}', int(row))

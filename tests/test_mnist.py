@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dataset import mnist, two_digits
-from dataset.images import sha256
+from dataset.images import DataError, sha256
 from dataset.load import SPLITS, load
 from dataset.stream import BINARIZATIONS, TrainingStream, evaluation_images
 from idx import TEST, TRAIN, error_line, idx_bytes, numbered, numbers, write_idx
@@ -295,6 +295,8 @@ def test_two_digits_of_a_row_depend_on_its_number_alone(digits):
     batches = [TrainingStream(train, binarization, seed=1) for binarization in BINARIZATIONS]
     validation = load('two_digits', digits, splits=['validation']).splits['validation']
     assert np.any((train[:3] > 0) != (validation[:3] > 0))
+    with pytest.raises(DataError, match='two_digits: an array of 1000000x60x60 takes more than'):
+        train[:]
     for stream in batches:
         np.testing.assert_array_equal(stream.batch(999990, 20)[5:], stream.batch(999995, 15))
     resized = load('two_digits', digits, (30, 40), ['train'])

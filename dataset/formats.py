@@ -97,7 +97,7 @@ def read_pictures(folder, image_shape, notes):
     images, sizes, low, high = None, set(), 255, 0
     for i, path in enumerate(paths):
         with _reading(path), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # palettes with transparency, which does not matter here
+            warnings.simplefilter('ignore')  # palettes with transparency, which a note mentions
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(path, formats=('PNG', 'JPEG')) as file:
                 picture = ImageOps.exif_transpose(file)  # a camera may store it sideways

@@ -24,7 +24,7 @@ class TwoDigits:
 
     def __getitem__(self, rows):
         rows = range(len(self))[rows] if isinstance(rows, slice) else rows
-        check_size('two_digits', (len(rows), *self._image_shape))
+        check_size('two_digits', (len(rows), SIDE, SIDE))
         images = np.zeros((len(rows), SIDE, SIDE), dtype=np.uint8)
         for image, row in zip(images, rows):
             rng = generator(0, f'two digits, {self._split}', int(row))

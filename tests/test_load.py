@@ -78,6 +78,7 @@ def test_a_folder_of_pictures(tmp_path):
     (tmp_path / 'a' / 'notes.txt').write_text('')
     assert every_number(tmp_path) == [*range(14)]
 
+
 @pytest.mark.parametrize('train, test', [('train', 'test'), ('Training', 'testing')])
 def test_a_folder_for_each_split(tmp_path, train, test):
     write_pictures(tmp_path / train, numbered(12), '.JPEG')

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 
 from tqdm import tqdm
 
@@ -85,8 +86,11 @@ def start(main):
     if hasattr(sys, 'ps1'):  # Jupyter's %run: the process outlives the command
         sys.exit(main())
 
-    def report(unraisable):  # Ctrl-C can leave half-built MXNet objects, whose __del__ then fails
-        if not str(getattr(unraisable.object, '__module__', '')).startswith('mxnet'):
+    def report(unraisable):
+        if unraisable.exc_type is KeyboardInterrupt:  # raised and lost in the __del__ of an NDArray: raise it again
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        # Ctrl-C can leave half-built MXNet objects, whose __del__ then fails.
+        elif not str(getattr(unraisable.object, '__module__', '')).startswith('mxnet'):
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = report

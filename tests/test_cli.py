@@ -14,7 +14,7 @@ from system import cli, files
 import mxnet as mx
 import pytest
 
-from commands import started
+from commands import python, started
 from conftest import ROOT
 from small_runs import ARGV, TIME_OUT, train
 
@@ -93,6 +93,26 @@ def test_signals_end_an_evaluation_without_a_word(run, number, times):
         assert process.communicate(timeout=TIME_OUT) == ('', '')
     assert process.returncode in ([130] if times == 1 else [130, -number])
     assert not os.path.exists(run / 'evaluations')
+
+
+def test_a_signal_in_a_destructor_is_not_lost():
+    """Python drops the exceptions of a __del__, so an evaluation would go on."""
+    code = """if True:
+        import signal, time
+        from system import cli
+
+        class Array:
+            def __del__(self):
+                signal.raise_signal(signal.SIGTERM)
+
+        def main():
+            with cli.one_line(cli.Parser('evaluate.py')):
+                Array()
+                time.sleep(30)
+
+        cli.start(main)"""
+    result = python('-c', code, folder=ROOT)
+    assert (result.returncode, result.stdout, result.stderr) == (130, '', '')
 
 
 def test_processes_that_write_one_file_do_not_disturb_each_other(tmp_path):

@@ -98,21 +98,22 @@ def test_the_table_of_equations_names_what_is_in_core():
     assert {number for ends in ranges for number in range(ends[0], ends[-1] + 1)} >= {*range(1, 30)} - {16}
 
 
-@pytest.mark.parametrize('path', sorted(ROOT.glob('assets/*/evaluation.json')), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize('path', sorted(ROOT.glob('assets/*/evaluation*.json')),
+                         ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_results_are_those_of_the_shipped_models(path):
     result, arrays = json.loads(path.read_text()), params.arrays_of(params.load_net(str(path.parent)))
     parameters = b''.join(array.tobytes() for _, array in sorted(arrays.items()))
     assert result['parameters_sha256'] == hashlib.sha256(parameters).hexdigest() and result['num_images'] == 10000
     for name in ('bound', 'importance_weighted'):
         number = f'{result[name]:.2f} ± {result[f"{name}_standard_error"]:.2f}'
-        assert number in README and number in PAGES['docs/results.md']
+        assert number in PAGES['docs/results.md'] and (number in README or result['dataset'] == 'fixed_mnist')
     assert f'K = {result["num_draws"]}' in README
     assert np.isclose(result['kl'], result['bound'] - result['reconstruction'])
 
 
 def test_the_readme_shows_what_evaluate_prints():
     result = {'parameters': params.BEST, 'num_images': 100, 'split': 'test', 'binarization': 'static', 'num_draws': 1,
-              'bound': 77.58, 'bound_standard_error': 2.05, 'reconstruction': 49.47, 'kl': 28.11}
+              'bound': 77.17, 'bound_standard_error': 2.01, 'reconstruction': 49.30, 'kl': 27.87}
     for line in evaluate.report(result):
         assert f'\n{line}\n' in README
 

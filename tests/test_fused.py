@@ -276,9 +276,11 @@ def test_subnormal_numbers_are_zero_in_the_operator_alone():
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize('processor', ['haswell', 'znver2'])  # Intel's and AMD's, both with AVX2
 @pytest.mark.skipif('avx512f' not in Path('/proc/cpuinfo').read_text(), reason='no AVX-512 to compare with')
-def test_same_bits_with_avx2(tmp_path):
-    library.compile_to(tmp_path / 'avx2.so', 'gcc', '-march=haswell')
+def test_same_bits_with_avx2(tmp_path, processor):
+    library.compile_to(tmp_path / 'avx2.so', 'gcc', f'-march={processor}')
+    library.load()  # it prints a line where it compiles
     assert run_steps(tmp_path / 'avx2.so') == run_steps()
 
 

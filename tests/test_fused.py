@@ -96,13 +96,13 @@ def test_extreme_and_clipped_windows(bias):
     assert_equal_steps(net, x, eps)
 
 
-@pytest.mark.parametrize('model', ['draw_w_attn', 'draw_wo_attn'])
-def test_trained_models_on_digits(model):
+# With attention, 64 steps amplify rounding: both are about equally far from the float64 oracle.
+@pytest.mark.parametrize('model, tolerance', [('draw_w_attn', 1e-3), ('draw_wo_attn', 1e-4)])
+def test_trained_models_on_digits(model, tolerance):
     net = params.load_net(ROOT / 'assets' / model)
     digits = draw_synthetic()['test'][:4].reshape(4, -1)
     eps = np.random.RandomState(0).normal(size=(net.num_steps, 4, net.latent_dim))
-    # 64 steps amplify rounding: both are about equally far from the float64 oracle.
-    assert_equal_steps(net, binarize(digits, 'dynamic', np.random.default_rng(0)), eps, tolerance=1e-3)
+    assert_equal_steps(net, binarize(digits, 'dynamic', np.random.default_rng(0)), eps, tolerance=tolerance)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])

@@ -224,6 +224,15 @@ def test_an_edited_core_is_not_accelerated(sizes, edit, monkeypatch, capsys):
     network._compare.cache_clear()
 
 
+@pytest.mark.parametrize('limits', ['_LOG_SIGMA2_LIMITS', '_LOG_DELTA_LIMITS'])
+def test_a_clip_in_core_is_noticed(limits, monkeypatch):
+    monkeypatch.setattr(core, limits, (-4, 4))
+    network._compare.cache_clear()
+    net = build(ATTENTION)
+    assert accelerate(net, [mx.cpu()]) is net
+    network._compare.cache_clear()
+
+
 def test_the_comparison_draws_none_of_mxnets_random_numbers():
     network._compare.cache_clear()
     net = build(ATTENTION)

@@ -74,8 +74,8 @@ def validate(training, images, run):
     run.log.pictures(training.net, images, training.seen)
     cli.say(f'{training.seen:>11,} samples: validation bound {bound:.2f} nats')
     if bound < training.best_bound:
-        training.best_bound = bound
         run.save_best()
+        training.best_bound = bound
     run.save_checkpoint()
 
 

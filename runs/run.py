@@ -60,7 +60,7 @@ class Run:
         """The checkpoint to continue from, (arrays, state), or None. Raises cli.UserError."""
         path = self.path(params.CHECKPOINT) if self._resumes else ''
         if not os.path.lexists(path):
-            if 'validation' in self.config:
+            if self._resumes and os.path.lexists(self.path(params.BEST)):
                 raise cli.UserError(f'{cli.shown(self.folder)} has no {params.CHECKPOINT}: start a new run from its '
                                     'model, with --init')
             return None
@@ -97,7 +97,9 @@ class Run:
         return os.path.join(self.folder, name)
 
     def save_best(self):
-        """Write best.safetensors."""
+        """Write best.safetensors; before the first one a checkpoint, so that a folder without it has lost it."""
+        if not os.path.lexists(self.path(params.CHECKPOINT)):
+            self.save_checkpoint()
         params.save(self.path(params.BEST), params.arrays_of(self._training.net))
 
     def save_checkpoint(self):

@@ -455,6 +455,26 @@ REFUSED = {
     'the log is a file': (lambda run: (shutil.rmtree(run / 'train'), (run / 'train').write_text('')), 'train')}
 
 
+def test_a_lost_checkpoint_costs_no_best_parameters(monkeypatch, capsys):
+    """The run was stopped between its first validation and its end."""
+    ending(monkeypatch, capsys, Training, 'update', 4, send(TERM), argv=[*ARGV, '-f', '8', '--logdir', 'stopped'])
+    run = only_folder('stopped')
+    REFUSED['no checkpoint'][0](run)
+    before = contents('.')
+    assert REFUSED['no checkpoint'][1] in refusal(capsys, train_mnist.main, '--resume', run)
+    assert contents('.') == before
+
+
+def test_crash_at_the_first_best_parameters_costs_no_steps(monkeypatch, capsys):
+    argv = [*ARGV, '--checkpoint_freq', '64']
+    whole = train(*argv, logdir='whole')
+    ending(monkeypatch, capsys, params, 'save', 2, fail_with(MemoryError('full')), argv=[*argv, '--logdir', 'crashed'])
+    crashed = only_folder('crashed')
+    assert checkpoint_of(crashed)[1]['samples_seen'] == 16 and not (crashed / params.BEST).exists()
+    assert resume(crashed) == 0
+    assert_same_end(crashed, whole)
+
+
 @pytest.mark.parametrize('case', REFUSED)
 def test_what_cannot_be_continued_is_refused(capsys, run, case):
     """One line says so before work starts, and nothing is lost. (Moving the images would not matter.)"""

@@ -47,7 +47,7 @@ def build_parser(doc=''):
     add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per step, over all devices')
     add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
     add('--lr_decay', type=cli.fraction, metavar='X', default=0.4,
-        help='last fraction of the run, over which the learning rate falls linearly to 0')
+        help='fraction of the run, at its end, over which the learning rate falls linearly to 0')
     add('--clip_norm', type=cli.positive, metavar='X', default=5.,
         help="the gradient's largest global norm, nats per image")
     add('--kl_warmup', type=cli.count, metavar='N',
@@ -135,13 +135,22 @@ def read(folder):
         return config
     except OSError as error:
         raise cli.UserError(f'{folder} is not the folder of a run: {cli.reason(error)}') from None
-    except (ValueError, LookupError, TypeError, AttributeError, cli.UserError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, argparse.ArgumentTypeError, cli.UserError) as error:
         raise cli.UserError(f'{path} is not the config.json of a run: {error}') from None
 
 
 def _stored(arguments):
-    """The arguments in config.json; a flag that the run's version did not have gets its default."""
+    """The arguments in config.json, each checked as its flag is; one that the run's version did not have gets its
+    default."""
     if not arguments['input_height']:
         raise ValueError('input_height is missing')
-    defaults = vars(build_parser().parse_args([]))
-    return argparse.Namespace(**{name: arguments.get(name, value) for name, value in defaults.items()})
+    defaults, stored = vars(build_parser().parse_args([])), argparse.Namespace()
+    for action in build_parser()._actions[1:]:  # the first is --help
+        value = arguments.get(action.dest, defaults[action.dest])
+        if value is not None and action.type:
+            value = action.type(str(value))
+        if (value is None and action.default is not None or action.choices and value not in action.choices
+                or action.nargs == 0 and not isinstance(value, bool)):
+            raise ValueError(f'{action.dest} is {value!r}')
+        setattr(stored, action.dest, value)
+    return stored

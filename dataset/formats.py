@@ -24,10 +24,15 @@ def find(folder):
     return [(path.parent / match[1], _SPLITS[match[2]], path) for match, path in matches if match]
 
 
-def by_split(names):
+def by_split(names, source):
     """{split: name} of those names, of arrays or of folders, that stand for a split: x_train, Validation, testing."""
-    matches = [(_SPLIT.fullmatch(name), name) for name in names]
-    return {_SPLITS[match[1].lower()]: name for match, name in matches if match}
+    found = {}
+    for name in sorted(names):
+        match = _SPLIT.fullmatch(name)
+        other = match and found.setdefault(_SPLITS[match[1].lower()], name)
+        if match and other != name:
+            raise DataError(f'{source} has both {other} and {name}: keep one of them')
+    return found
 
 
 @contextlib.contextmanager
@@ -77,7 +82,7 @@ def read_numpy(path, splits):
         if isinstance(content, np.ndarray):
             return {'train': content}
         with content:
-            names = by_split(content.files)
+            names = by_split(content.files, path)
             if not names and len(content.files) != 1:
                 raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected x_train and, optionally, '
                                 'x_valid and x_test')

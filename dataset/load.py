@@ -80,8 +80,8 @@ def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=Fa
     elif name in DATASETS:
         images = _read_known(name, path, splits)
     else:
-        images = _read_own(path, image_shape, transpose, notes)
-    shape = tuple(image_shape or next(iter(images.values())).shape[1:])
+        images = _read_own(path, image_shape, splits, transpose, notes)
+    shape = tuple(image_shape or images.get('train', next(iter(images.values()))).shape[1:])
     for split, array in images.items():
         if len(array.shape) == 3 and array.shape[1:] != shape:
             notes.add('resized from {}x{}'.format(*array.shape[1:]))
@@ -133,8 +133,8 @@ def _read_known(name, folder, splits):
     return images
 
 
-def _read_own(path, image_shape, transpose, notes):
-    """{split: uint8 (n, height, width)}, with all splits. Adds what is done to the images to the set `notes`."""
+def _read_own(path, image_shape, splits, transpose, notes):
+    """{split: uint8 (n, height, width)}, with `splits` at least. Adds what is done to the images to the set `notes`."""
     if not os.path.exists(path):
         raise DataError(f'{path} does not exist; --dataset is one of {", ".join(DATASETS)}, or the path of your images')
     if path.suffix.lower() in ('.npy', '.npz'):
@@ -142,20 +142,21 @@ def _read_own(path, image_shape, transpose, notes):
     elif files := _find_set(path):
         images = {split: to_grey(read(file), file, notes) for split, file in files.items()}
     else:
-        parts = by_split(os.listdir(path) if os.path.isdir(path) else [])
-        folders = {split: path / part for split, part in parts.items() if os.path.isdir(path / part)} or {'train': path}
+        names = os.listdir(path) if os.path.isdir(path) else []
+        parts = by_split([name for name in names if os.path.isdir(path / name)], path)
+        folders = {split: path / part for split, part in parts.items()} or {'train': path}
         shape = image_shape[::-1] if image_shape and transpose else image_shape
         images = {split: read_pictures(folder, shape, notes) for split, folder in folders.items()}
-    if 'train' not in images:
+    if 'train' not in images and not images.keys() >= {*splits}:
         raise DataError(f'{path} has images for {_and([*images])}, but none for training')
-    if len(images['train']) < 7:
+    if 'train' in images and len(images['train']) < 7:
         raise DataError(f'{path} has too few images for training: {len(images["train"])}')
     notes.update(['shuffled', 'transposed'] if transpose else ['shuffled'])
     for split, array in images.items():
         order = generator(0, 'own images', SPLITS.index(split)).permutation(len(array))
         images[split] = (array.swapaxes(1, 2) if transpose else array)[order]
     for split, part in (('test', 7), ('validation', 6)):
-        if split not in images:
+        if split not in images and 'train' in images:
             _split_off(images, split, part)
     return images
 

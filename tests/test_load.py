@@ -157,6 +157,15 @@ def test_pictures_of_several_sizes_need_a_size(tmp_path):
     assert load(str(tmp_path), image_shape=(8, 8)).lines[1] == 'The images were resized from 2 sizes and shuffled.'
 
 
+def test_training_images_give_the_size(tmp_path):
+    write_pictures(tmp_path / 'test', numbered(3, (9, 8)))
+    write_pictures(tmp_path / 'train', numbered(12, (8, 9)))
+    np.savez(tmp_path / 'a.npz', x_test=numbered(3, (9, 8)), x_train=numbered(12, (8, 9)))
+    for path in tmp_path, tmp_path / 'a.npz':
+        images = load(str(path))
+        assert images.shape == (8, 9) and images.lines[1] == 'The images were resized from 9x8 and shuffled.'
+
+
 @pytest.mark.parametrize('shape', [(6, 10), (24, 20), (4, 4)])
 def test_resizing_averages_and_keeps_orientation(tmp_path, shape):
     halves = np.zeros((7, 12, 12), np.uint8)
@@ -170,6 +179,20 @@ def test_resizing_averages_and_keeps_orientation(tmp_path, shape):
 
 
 # The split
+
+def test_test_images_alone_can_be_evaluated(tmp_path):
+    write_pictures(tmp_path / 'test', numbered(3))
+    assert sorted(numbers(load(str(tmp_path), splits=['test']).splits['test'])) == [0, 1, 2]
+    assert 'images for test, but none for training' in error_line(str(tmp_path), splits=['validation'])
+
+
+def test_two_names_for_one_split_are_refused(tmp_path):
+    np.savez(tmp_path / 'a.npz', x_train=numbered(12), x_valid=numbered(3), x_val=numbered(2))
+    for name in ('train', 'test', 'testing'):
+        write_pictures(tmp_path / name, numbered(7))
+    assert 'has both x_val and x_valid: keep one' in error_line(str(tmp_path / 'a.npz'))
+    assert 'has both test and testing: keep one' in error_line(str(tmp_path))
+
 
 def test_files_sorted_by_class_give_mixed_splits(tmp_path):
     images = numbered(10).repeat(70, axis=0)

@@ -80,7 +80,8 @@ def report(result):
 
 def keep(result, folder):
     """Write the result to a file that is named by what was evaluated; returns its path. Raises OSError."""
-    name = '{split}-{name}-{images_sha256:.8}-{binarization}-images_{num_images}-draws_{num_draws}-seed_{seed}.json'
+    name = ('{split}-{name}-{images_sha256:.8}-{binarization}-images_{num_images}-draws_{num_draws}-seed_{seed}'
+            '-parameters_{parameters_sha256:.8}.json')
     path = os.path.join(folder, name.format(name=os.path.basename(result['dataset'])[:40], **result))
     os.makedirs(folder, exist_ok=True)
     files.write_json(path, result)

@@ -74,7 +74,8 @@ def test_the_whole_test_set(run, evaluated):
     result, name, out = evaluated('-b', '4', '-k', '5')
     data = load('images.npy', splits=['test'])
     checksum = data.facts['splits']['test']['sha256']
-    assert name == f'test-images.npy-{checksum[:8]}-static-images_10-draws_5-seed_0.json'
+    parameters = result['parameters_sha256']
+    assert name == (f'test-images.npy-{checksum[:8]}-static-images_10-draws_5-seed_0-parameters_{parameters[:8]}.json')
     assert (result['num_images'], result['num_draws'], result['images_sha256']) == (10, 5, checksum)
     per_image = bounds(params.load_net(str(run)), stream.evaluation_images(data.splits['test'], 'static'), num_draws=5)
     for key, values in per_image.items():

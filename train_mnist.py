@@ -112,9 +112,6 @@ def main(argv=None):
     command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
     with cli.one_line(parser), workers.join(args.kvstore, args.sync_timeout) as group, cli.one_line(parser):
         contexts = devices.contexts(args)
-        if args.batch_size % (group.size * len(contexts)):
-            raise cli.UserError(f'argument --batch_size: {args.batch_size} images cannot be divided evenly among '
-                                f'{group.size * len(contexts)} devices')
         initial = params.load_init(args)
         data = load(args.dataset, args.data_dir, config.image_shape(args), ('train', 'validation'), args.transpose)
         args.input_height, args.input_width = data.shape

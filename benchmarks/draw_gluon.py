@@ -32,11 +32,11 @@ def training_images(args):
 
 
 def make_step(args, group=None):
-    """A `Training` on the CPU, and a function that makes one step as the loop of train_mnist.py does.
+    """A `Training`, and a function that makes one step as the loop of train_mnist.py does.
 
     The function calls its argument with the name of each stage that has ended.
     """
-    training, images = Training(args, [mx.cpu()], group or workers.Alone()), training_images(args)
+    training, images = Training(args, devices.contexts(args), group or workers.Alone()), training_images(args)
 
     def step(after=lambda stage: None):
         losses = []

@@ -22,10 +22,15 @@ class Training:
     """A network, its optimizer, and how far they have come.
 
     Every batch is divided evenly among the workers of the `group`, and each part among that worker's devices. Images
-    and noise are functions of their number in the stream, so every division gives the same step.
+    and noise are functions of their number in the stream, so every division gives the same step. Raises cli.UserError
+    if the batch cannot be divided evenly.
     """
 
     def __init__(self, args, contexts, group):
+        devices = group.size * len(contexts)
+        if args.batch_size % devices:
+            raise cli.UserError(f'argument --batch_size: {args.batch_size} images cannot be divided evenly among '
+                                f'{devices} devices')
         self.args, self.contexts, self.group = args, contexts, group
         self.seen, self.best_bound = 0, float('inf')  # training samples; lowest validation bound, nats
         mx.random.seed(args.seed)

@@ -180,7 +180,7 @@ class SelectiveAttentionWrite(AttentionWindow):
 def lstm(F, gates, c):
     """One step of an LSTM with forget gates: the next h and c, each (batch, units).
 
-    `gates`, (batch, 4 * units), are the sums of all products, for input, forget and output gate and candidate.
+    `gates`, (batch, 4 * units), holds the pre-activations of the input, forget and output gates and of the candidate.
     """
     i, f, o, g = F.split(gates, num_outputs=4, axis=1)  # F.Activation is much faster on the CPU than F.sigmoid
     c = F.Activation(f, 'sigmoid') * c + F.Activation(i, 'sigmoid') * F.Activation(g, 'tanh')
@@ -241,7 +241,7 @@ class DRAW(HybridBlock):
             if isinstance(read, NoAttentionRead):
                 self.r_to_enc = _dense(num_gates, self._num_pixels)
                 self.x_to_enc = _dense(num_gates, self._num_pixels, use_bias=False)
-            else:  # scaled by the inputs alone: there are few, and averaging with the outputs would mute them
+            else:  # Xavier with fan-in alone: it is small, and averaging it with fan-out would shrink the weights
                 self.r_to_enc = _dense(num_gates, 2 * read.filter_size ** 2, factor_type='in')
                 self.x_to_enc = None
             self.h_dec_to_enc = _dense(num_gates, units, use_bias=False)

@@ -20,7 +20,7 @@ def parse_args(parser, argv=None):
     add, output = parser.add_argument, parser.add_mutually_exclusive_group()
     add('run', type=cli.path, metavar='RUN', nargs='?', help='folder of a run (default: assets/draw_w_attn)')
     add('--num_samples', '-n', type=cli.count, metavar='N', help='number of images (default: 10, with --grid 100)')
-    add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise; in the names of GIFs unless 0')
+    add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise; GIF names include it unless 0')
     add('--reconstruct', action='store_true', help='reconstruct test images instead, each with its input to the right')
     add('--dataset', type=dataset_name, metavar='NAME|PATH', help="with --reconstruct: images other than the run's")
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of that data set's files (default: the run's)")

@@ -88,7 +88,7 @@ def parse_args(parser, argv=None):
 
     parser.add_argument('results', type=cli.path, metavar='FILE', help='JSON file to write')
     add('models', ['attention', 'none'], choices=['attention', 'none'], help='with selective attention, and without')
-    add('batch_sizes', [common.SIZES['batch_size']], type=cli.count, metavar='N', help='images per step')
+    add('batch_sizes', [common.SIZES['batch_size']], type=cli.count, metavar='N', help='images per batch')
     add('threads', [devices.processors()], type=cli.count, metavar='N', help='threads, and processors that may be used')
     add('loads', ['quiet', 'busy'], choices=['quiet', 'busy'],
         help='alone, and beside a process that keeps one processor busy')

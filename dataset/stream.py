@@ -35,7 +35,7 @@ def evaluation_images(intensities, binarization, first=0):
 
 
 def _generator_at(seed, purpose, number):
-    """A generator past its first random numbers."""
+    """A generator that has skipped its first `number` random numbers."""
     rng = generator(seed, purpose)
     rng.bit_generator.advance(int(number))
     return rng

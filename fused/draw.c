@@ -5,8 +5,8 @@
 // the batch through all steps, forward or backward, and waits for no other; (3) the gradients of all steps' gates are
 // kept, so that the gradient of each weight is one product over T * batch rows.
 //
-// Each of the four gates begins a new panel (panels.h), and so do mu and log_sigma. Every number is computed in one order:
-// results do not depend on threads, nor on the width of vectors.
+// Each of the four gates begins a new panel (panels.h), and so do mu and log_sigma. Every sum has a fixed order, so
+// results depend neither on the number of threads nor on the width of vectors.
 #include <omp.h>
 #include <xmmintrin.h>
 
@@ -44,7 +44,7 @@ static float* take(net* n, long floats) {
   return p;
 }
 static mat matrix(net* n, long rows, long columns) {
-  rows |= 1;  // else the panels of a row would compete for the same lines of the cache
+  rows |= 1;  // odd: or else the panels of a row would compete for the same sets of the cache
   return (mat){take(n, rows * up(columns, P)), rows * P, P};
 }
 static long panels(const layer* l) { return l->groups * up(l->size, P) / P; }

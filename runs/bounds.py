@@ -13,10 +13,10 @@ _QUIET = np.errstate(over='ignore', invalid='ignore')  # callers check that resu
 def log_weight(reconstruction, mu, log_sigma, eps):
     """log p(x|z) + log p(z) - log q(z|x) in nats, (batch,), for z = mu + sigma * eps drawn from q, as NumPy arrays.
 
-    `reconstruction` is -log p(x|z). The negated expectation is the bound of Eqn. 12. Between draws, that of a trained
-    model on MNIST varies less than half as much as with the analytic KL of Eqn. 11. The factors (2 pi)^(-1/2) of prior
-    and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1} through mu and log_sigma, so the product over t is the
-    density of z.
+    `reconstruction` is -log p(x|z). The negated expectation is the bound of Eqn. 12. For a trained MNIST model, this
+    estimate varies less than half as much between draws as one with the analytic KL of Eqn. 11. The factors
+    (2 pi)^(-1/2) of prior and posterior cancel. q(z_t|x) depends on z_1 .. z_{t-1} through mu and log_sigma, so the
+    product over t is the density of z.
     """
     z = mu + np.exp(log_sigma) * eps
     return (0.5 * (eps ** 2 - z ** 2) + log_sigma).sum(axis=(0, 2), dtype=np.float64) - reconstruction

@@ -44,12 +44,12 @@ def build_parser(doc=''):
     add = parser.add_argument_group('training').add_argument
     add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
         help='training samples to see, rounded up to whole batches; 1e6 also works')
-    add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per step, over all devices')
+    add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per batch, over all devices')
     add('--learning_rate', '-r', type=cli.positive, metavar='X', default=2e-3, help="Adam's learning rate")
     add('--lr_decay', type=cli.fraction, metavar='X', default=0.4,
         help='fraction of the run, at its end, over which the learning rate falls linearly to 0')
     add('--clip_norm', type=cli.positive, metavar='X', default=5.,
-        help="the gradient's largest global norm, nats per image")
+        help="clip the gradient to at most this global norm, in nats per image")
     add('--kl_warmup', type=cli.count, metavar='N',
         help="training samples over which the KL's weight grows from 0 to 1; 1: no warm-up "
              f'(default: {KL_WARMUP}, with --init 1)')
@@ -66,7 +66,7 @@ def build_parser(doc=''):
     add('--log_freq', type=cli.count, metavar='N', default=1280, help='training samples between points of the curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',
         help='training samples between checkpoints, besides the one at each validation (default: none)')
-    add('--logdir', type=cli.path, metavar='DIR', default='results', help="folder of the runs' folders")
+    add('--logdir', type=cli.path, metavar='DIR', default='results', help="folder in which runs' folders are created")
     add('--name', metavar='NAME',
         help="end of the name of the run's folder (default: attention or no_attention)")
     group = parser.add_argument_group('devices')

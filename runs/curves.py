@@ -33,8 +33,8 @@ def read(path):
 
 
 def truncate(path, columns, seen):
-    """Keep the points of a CSV file with at most `seen` training samples; make it where it is missing. Raises
-    cli.UserError where a line does not begin with a number."""
+    """Keep the points of a CSV file with at most `seen` training samples; create it if it is missing. Raises
+    cli.UserError if a line does not begin with a number."""
     try:
         lines = _lines(path)[1:] if os.path.exists(path) else []
         kept = [text for text in lines if float(text.split(',')[0]) <= seen]

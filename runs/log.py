@@ -23,7 +23,7 @@ _PREVIEW_SIDE = 256  # screen pixels to which an image is enlarged, at most
 class Log:
     """Records a run in its folder. A run that resumes at `seen` training samples loses what was recorded later.
 
-    Every method but `save_curves` and `close` raises OSError, on a full disk for instance.
+    Every method but `save_curves` and `close` may raise OSError, for example on a full disk.
     """
 
     def __init__(self, folder, arguments, seen=0):
@@ -58,7 +58,7 @@ class Log:
         self._append('kl_per_step.csv', [seen, *kl_t])
         edges = np.arange(len(kl_t) + 1) + 0.5
         histogram = summary.histogram_summary('time_steps/kl', edges, edges)
-        # The KL takes the place of the counts; beside an empty bar, TensorBoard would draw a wider one.
+        # The KLs replace the counts. None may be 0, or TensorBoard would widen the bar next to it.
         histogram.value[0].histo.bucket[:] = np.maximum(kl_t, 1e-9)
         self._events['validation'].add(seen, histogram)
 

@@ -24,7 +24,10 @@ class Events(EventsWriter):
     def __init__(self, folder, seen):
         # TensorBoard reads files in the order of their names, and clocks can be set back: the number comes first.
         super().__init__(os.path.join(folder, f'{len(os.listdir(folder)):06d}.events'), verbose=False)
-        self._write(file_version='brain.Event:2')
+        try:
+            self._write(file_version='brain.Event:2')
+        except ValueError as error:  # into which mxboard turns the OSError
+            raise error.__context__ from None
         self._write(step=seen + 1, session_log=SessionLog(status=SessionLog.START))
         self.path = self._filename
 

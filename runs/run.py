@@ -88,9 +88,9 @@ class Run:
         for name in os.listdir(self.folder):
             if name.endswith('.tmp'):  # of a process that was killed
                 os.remove(self.path(name))
-        files.write_json(self.path('config.json'), self.config)
         self.log = Log(self.folder, arguments, training.seen)
         start = f', continued at {training.seen:,} training samples' if training.seen else ''
+        files.write_json(self.path('config.json'), self.config)
         cli.say(f'Run folder: {cli.shown(self.folder)}{start}')
 
     def path(self, name):

@@ -489,6 +489,22 @@ def test_what_cannot_be_continued_is_refused(capsys, run, case):
     assert all(after[path] == content for path, content in before.items() if path.endswith('.safetensors'))
 
 
+def test_event_file_that_cannot_be_opened(run, monkeypatch, capsys):
+    full = fail_with(OSError(errno.EMFILE, 'Too many open files'))
+    monkeypatch.setattr('mxboard.record_writer.open', full, raising=False)
+    before = contents('.')
+    assert 'Too many open files' in refusal(capsys, train_mnist.main, '--resume', run, '-t', '64')
+    assert contents('.') == before
+
+
+def test_temporary_files_of_others_are_kept(run):
+    names = {'notes.tmp': True, 'best.safetensors.7.tmp': False}
+    for name in names:
+        (run / name).write_text('')
+    assert resume(run, '-t', '64') == 0
+    assert {name: (run / name).exists() for name in names} == names
+
+
 # From another run's model
 
 def test_init_takes_the_parameters_and_nothing_else(run, monkeypatch):

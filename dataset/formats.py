@@ -87,7 +87,7 @@ def read_numpy(path, splits):
                 raise DataError(f'{path} has the arrays {", ".join(content.files)}; expected x_train and, optionally, '
                                 'x_valid and x_test')
             names = {split: name for split, name in (names or {'train': content.files[0]}).items() if split in splits}
-            return {split: content[name] for split, name in names.items()}
+            return {split: np.asarray(content[name]) for split, name in names.items()}  # bytes, if it is no array
 
 
 def read_pictures(folder, image_shape, notes):
@@ -135,7 +135,7 @@ def to_grey(array, source, notes):
     Floats and bools are from 0 to 1, rows of k * k numbers are square images, and colours are on the last axis. Adds
     what is done to the images to the set `notes`.
     """
-    if array.ndim == 2 and math.isqrt(array.shape[1]) ** 2 == array.shape[1]:
+    if array.ndim == 2 and array.size and math.isqrt(array.shape[1]) ** 2 == array.shape[1]:
         notes.add(f'unfolded from rows of {array.shape[1]} pixels')
         array = array.reshape(len(array), math.isqrt(array.shape[1]), -1)
     if array.ndim == 4 and array.shape[3] == 1:

@@ -3,6 +3,7 @@ import gzip
 import io
 import struct
 import types
+import zipfile
 
 from system import cli
 
@@ -277,6 +278,8 @@ def cut_short(path):
 NO_IMAGES = {  # how to make a file, and what is said of it
     'pickled.npz': (lambda path: np.savez(path, x_train=np.array([{}], dtype=object)), 'Object arrays cannot'),
     'pickled.npy': (lambda path: np.save(path, np.array([{}], dtype=object)), 'Object arrays cannot'),
+    'notes.npz': (lambda path: zipfile.ZipFile(path, 'w').writestr('notes', 'hello'), 'holds |S5 in the shape ()'),
+    'flat.npy': (lambda path: np.save(path, np.zeros((7, 0))), 'in the shape (7, 0)'),
     'text.npy': (lambda path: path.write_text('0 1 2'), 'cannot be read'),
     'text.npz': (lambda path: path.write_text('0 1 2'), 'cannot be read'),
     'names.npz': (lambda path: np.savez(path, images=numbered(7), labels=np.arange(7)), 'expected x_train and'),

@@ -101,9 +101,11 @@ def gif(pictures):
     """The bytes of an endless GIF that shows each picture for a tenth of a second, and the last for two seconds.
 
     The pictures come from `tile` or `table` and have one size. Pillow joins equal neighbours into one frame, which
-    lasts as long as they would; the same pictures give the same bytes.
+    lasts as long as they would; the same pictures give the same bytes. Raises OSError if they are too large.
     """
     first, *rest = pictures
+    if max(first.size) >= 2 ** 16:
+        raise OSError(f'a GIF cannot have {first.width}x{first.height} pixels')
     file = io.BytesIO()
     # A global palette, and a transparent colour for what does not change: half the size.
     first.save(file, 'GIF', save_all=True, append_images=rest, duration=[100] * len(rest) + [2000], loop=0,

@@ -119,6 +119,11 @@ def test_headings_fill_their_columns_to_stay_readable_in_tensorboard():
 
 # GIFs
 
+def test_gif_that_would_be_too_large():
+    with pytest.raises(OSError, match='65536x1 pixels'):
+        render.gif([Image.new('P', (65536, 1))])
+
+
 def test_gif_shows_every_picture_for_its_time():
     a, b, c = noisy_tiles(3)
     with Image.open(io.BytesIO(render.gif(iter([a, b, b, b, c, c])))) as file:

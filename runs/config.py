@@ -132,11 +132,15 @@ def read(folder):
         config = files.read_json(path)
         config['arguments'] = _stored(config['arguments'])
         check_sizes(config['arguments'])
+        config.get('validation', {}).get('samples_seen')
+        if 'images' in config:
+            [config['images'][name] for name in ('dataset', 'path', 'height', 'width')]
+            [(split['images'] + 0, split['sha256'][:8]) for split in config['images']['splits'].values()]
         return config
     except OSError as error:
         raise cli.UserError(f'{folder} is not the folder of a run: {cli.reason(error)}') from None
-    except (ValueError, LookupError, TypeError, AttributeError, argparse.ArgumentTypeError, cli.UserError) as error:
-        raise cli.UserError(f'{path} is not the config.json of a run: {error}') from None
+    except Exception as error:  # of what a stranger wrote, these raise nearly anything
+        raise cli.UserError(f'{path} is not the config.json of a run: {cli.reason(error)}') from None
 
 
 def _stored(arguments):

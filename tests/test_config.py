@@ -143,6 +143,8 @@ HOSTILE = {
     'a list of arguments': text('{"arguments": []}'), 'nothing in it': text('{"arguments": {}}'),
     'a wide window': changed({'write_size': 6}),
     'huge images': changed({'input_height': 2000, 'input_width': 2000, 'num_steps': 64}),
+    'deep': text('[' * 200000), 'no result': changed(validation=None), 'no checksums': changed(images={'dataset': 'x'}),
+    'a number of checksums': changed(images={**IMAGES, 'splits': {'test': 3}}),
     'no latent dimensions': changed({'latent_dim': 0}), 'half a step': changed({'num_steps': 2.5}),
     'words': changed({'num_recurrent_units': 'many'}), 'no units': changed({'num_recurrent_units': None}),
     'no flag': changed({'attention': 'yes'}), 'no binarization': changed({'binarization': 'fuzzy'}),

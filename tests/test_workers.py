@@ -1,7 +1,9 @@
 """Several workers train as one process does, and all of them end when one fails."""
 import json
 import os
+import shlex
 import signal
+import subprocess
 from pathlib import Path
 
 from system import cli
@@ -14,7 +16,7 @@ from commands import python
 from conftest import ROOT
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import SIZES, checkpoint_of, config_of, new_folder, only_folder, resume, train
+from small_runs import SIZES, TIME_OUT, checkpoint_of, config_of, new_folder, only_folder, resume, train
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps
@@ -99,6 +101,13 @@ def assert_close(folder, other):
     validation, expected = (config_of(path)['validation'] for path in (folder, other))
     assert validation['num_images'] == expected['num_images']
     assert validation['bound'] == pytest.approx(expected['bound'], rel=1e-5)
+
+
+@pytest.mark.exhaustive
+def test_closed_output(workplace):
+    line = shlex.join(launcher(2, SCRIPT, *ARGV, *DIST))
+    done = subprocess.run(f'{line} >&-', shell=True, stderr=subprocess.PIPE, text=True, timeout=TIME_OUT)
+    assert (done.returncode, done.stderr) == (0, '') and 'validation' in config_of(only_folder())
 
 
 @pytest.fixture(scope='module')

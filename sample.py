@@ -45,6 +45,8 @@ def parse_args(parser, argv=None):
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
     if args.file and not args.file.lower().endswith(suffixes):
         parser.error(f'{args.file!r} is not a file name that ends in {" or ".join(suffixes)}')
+    if args.file and os.path.isdir(args.file):
+        parser.error(f'{args.file} is a folder')
     args.num_samples = args.num_samples or (100 if args.grid else 10)
     args.scale = args.scale or (paint.GRID_SCALE if args.grid else paint.SCALE)
     return args

@@ -193,10 +193,12 @@ def test_termination_leaves_whole_files_and_no_word(plain_run):
     (['--grid', 'a.jpg'], '.gif or .png'), (['--steps', 'a.gif'], '.png'),
     (['--grid', 'a.gif', '-o', 'out'], '--output_dir'), (['--grid', 'a.gif', '--steps', 'a.png'], '--grid'),
     (['--output_dir', ''], '--output_dir'), (['-o', 'file'], 'file'), (['-o', 'file/out'], 'file/out'),
-    (['--grid', 'file/a.png'], 'file'), (['--reconstruct', '--dataset', 'nowhere'], 'nowhere')], ids=str)
+    (['--grid', 'file/a.png'], 'file'), (['--grid', 'folder.png'], 'is a folder'),
+    (['--reconstruct', '--dataset', 'nowhere'], 'nowhere')], ids=str)
 def test_what_cannot_be_done_is_refused_before_painting(plain_run, monkeypatch, capsys, argv, reason):
     monkeypatch.setattr(paint, 'noise', None)
     Path('file').write_text('mine')
+    Path('folder.png').mkdir()
     assert reason in refusal(capsys, sample.main, plain_run, *argv)
-    assert sorted(os.listdir()) == ['file']
+    assert sorted(os.listdir()) == ['file', 'folder.png']
     assert sorted(os.listdir(plain_run)) == ['best.safetensors', 'config.json']

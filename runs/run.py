@@ -3,6 +3,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -86,11 +87,11 @@ class Run:
             self.folder = create(self.args)
             self._stack.enter_context(lock(self.folder))
         for name in os.listdir(self.folder):
-            if name.endswith('.tmp'):  # of a process that was killed
+            if re.search(r'\.\d+\.tmp$', name):  # of a process that was killed
                 os.remove(self.path(name))
         self.log = Log(self.folder, arguments, training.seen)
-        start = f', continued at {training.seen:,} training samples' if training.seen else ''
         files.write_json(self.path('config.json'), self.config)
+        start = f', continued at {training.seen:,} training samples' if training.seen else ''
         cli.say(f'Run folder: {cli.shown(self.folder)}{start}')
 
     def path(self, name):

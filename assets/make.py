@@ -5,8 +5,7 @@
 Of each run, beside this file:
     NAME/                     best.safetensors in half precision,
                               and config.json without paths
-    NAME_0.gif                the first sample of seed 0
-    NAME_grid.gif             a hundred of them
+    NAME_grid.gif             a hundred samples of seed 0
     NAME_reconstructions.png  the first four test images
     NAME_kl.png               the KL of every time step
 and curves.png, the validation bounds of all runs on MNIST.
@@ -100,7 +99,6 @@ def make(run, name, images, kl_t):
     scale = max(1, _GRID_SIDE // max(net.image_shape))
     grid = paint.frames(paint.paint(net, 0, num_samples=100), scale)
     files.write_whole(f'{folder}_grid.gif', render.gif(grid))
-    paint.write_gifs(paint.paint(net, 0, num_samples=1), FOLDER, name)
     files.write_whole(f'{folder}_reconstructions.png', render.png(paint.sheet(paint.paint(net, 0, images=images))))
     files.write_whole(f'{folder}_kl.png', plot.png(kl_figure(kl_t)))
 

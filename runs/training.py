@@ -97,8 +97,8 @@ class Training:
         for k, name in enumerate(self._parameters):
             moments = zip(params.PREFIXES[1:], self._trainer._updaters[0].states[k])
             arrays.update((prefix + name, moment.asnumpy()) for prefix, moment in moments)
-        return arrays, {'samples_seen': self.seen, 'num_updates': self._trainer.optimizer.num_update,
-                        'best_bound': self.best_bound if np.isfinite(self.best_bound) else None}
+        best_bound = self.best_bound if np.isfinite(self.best_bound) else None
+        return arrays, {'samples_seen': self.seen, 'best_bound': best_bound}
 
     def restore(self, checkpoint):
         """Continue from a checkpoint, (arrays, state) of worker 0, or from the initial parameters of worker 0 (None).
@@ -106,18 +106,18 @@ class Training:
         Gluon's Trainer.load_states would unpickle a file, so the moments are set directly.
         """
         arrays, state = checkpoint or (params.arrays_of(self.net), {})
-        progress = [state.get('samples_seen', 0), state.get('num_updates', 0), state.get('best_bound')]
-        progress = np.array([np.inf if number is None else number for number in progress], float)
-        seen, updates, self.best_bound = self.group.broadcast(progress).tolist()
+        best_bound = state.get('best_bound')
+        progress = np.array([state.get('samples_seen', 0), np.inf if best_bound is None else best_bound])
+        seen, self.best_bound = self.group.broadcast(progress).tolist()
         self.seen, adam = int(seen), self._trainer.optimizer
-        adam.begin_num_update = adam.num_update = int(updates)
+        adam.begin_num_update = adam.num_update = self.seen // self.args.batch_size
 
         def of_worker_0(name, shape):
             return nd.array(self.group.broadcast(arrays.get(name, np.zeros(shape, np.float32))))
 
         for k, (name, parameter) in enumerate(self._parameters.items()):
             parameter.set_data(of_worker_0(name, parameter.shape))
-            if updates:
+            if self.seen:
                 moments = [of_worker_0(prefix + name, parameter.shape) for prefix in params.PREFIXES[1:]]
                 for updater, ctx in zip(self._trainer._updaters, self.contexts):
                     updater.states[k] = tuple(moment.as_in_context(ctx) for moment in moments)

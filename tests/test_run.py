@@ -518,7 +518,7 @@ def test_init_takes_the_parameters_and_nothing_else(run, monkeypatch):
         folder = train('--init', run, '--seed', '5', '--binarization', 'static', logdir='new')
     (arrays, seen, best_bound), = found
     assert_equal(arrays, given)
-    assert seen == 0 and best_bound == np.inf and checkpoint_of(folder)[1]['num_updates'] == 6
+    assert seen == 0 and best_bound == np.inf
     assert config_of(folder)['arguments']['init'] == str(Path.cwd() / run)
 
 

@@ -18,7 +18,7 @@ _CHUNK, _CHUNK_PIXELS = 100, 2 ** 24  # images that the network paints together,
 Painting = collections.namedtuple('Painting', 'probabilities boxes input')
 Painting.__doc__ = """One image, step by step.
 
-`probabilities` (num_steps + 1, height, width): c_0 .. c_T as pixel probabilities, nan where a canvas is not finite.
+`probabilities` (num_steps + 1, height, width): c_0 .. c_T as pixel probabilities.
 `boxes`: (colour, box of each step (num_steps, 5)) of the read windows (reconstructions only) and of the write windows;
 empty without attention. `input` (height, width): the reconstructed image, None for a sample.
 """
@@ -40,7 +40,7 @@ def paint(net, seed, num_samples=None, images=None):
         else:
             x = images[first:first + size]
             (canvases, write, read), inputs = net.reconstruct(nd.array(x, ctx), eps), x.reshape(size, *shape)
-        probabilities = render.probabilities(canvases.asnumpy()).reshape(-1, size, *shape)
+        probabilities = nd.sigmoid(canvases).asnumpy().reshape(-1, size, *shape)
         boxes = [(colour, render.window_boxes(windows.asnumpy(), block.filter_size, shape))
                  for colour, block, windows in ((render.READ_COLOUR, net.read, read),
                                                 (render.WRITE_COLOUR, net.write, write)) if windows is not None]

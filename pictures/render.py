@@ -21,13 +21,6 @@ _PALETTE = bytes(_GREYS.repeat(3)) + bytes(sum(_COLOURS, ()))
 _MAX_LINE_WIDTH = 2  # image pixels
 
 
-def probabilities(canvases):
-    """Probability that a pixel is on: the sigmoid of the logits in float32, or nan where a logit is not finite."""
-    logits = np.asarray(canvases, dtype=np.float32)
-    small = np.exp(-np.abs(logits))  # at most 1, so nothing overflows
-    return np.where(np.isfinite(logits), np.where(logits >= 0, 1, small) / (1 + small), np.float32(np.nan))
-
-
 def window_boxes(windows, filter_size, image_shape):
     """The rectangles spanned by the centres of the outermost filters (Eqns. 19-20 and 22-24) of windows (..., 5).
 

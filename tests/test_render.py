@@ -33,19 +33,6 @@ def rgb(picture):
     return np.asarray(picture.convert('RGB'))
 
 
-def noisy_tiles(n, shape=SHAPE, scale=SCALE):
-    return [render.tile(image, scale) for image in np.random.default_rng(0).uniform(size=(n, *shape))]
-
-
-def test_probabilities():
-    with np.errstate(over='raise', invalid='raise', divide='raise'):
-        p = render.probabilities(np.array([[-1e4, -np.log(3), 0, np.log(3), 1e4], [-80, 0, 0, 0, 80]]))
-    np.testing.assert_allclose(p[0], [0, 0.25, 0.5, 0.75, 1], rtol=1e-6)
-    np.testing.assert_allclose(p[1, 0], 1.8048513878e-35, rtol=1e-5)
-    assert p.shape == (2, 5) and p.dtype == np.float32
-    assert np.isnan(render.probabilities([np.nan, np.inf, -np.inf])).all()
-
-
 # Boxes
 
 def test_box_by_hand():
@@ -125,7 +112,7 @@ def test_gif_that_would_be_too_large():
 
 
 def test_gif_shows_every_picture_for_its_time():
-    a, b, c = noisy_tiles(3)
+    a, b, c = (render.tile(image, SCALE) for image in np.random.default_rng(0).uniform(size=(3, *SHAPE)))
     with Image.open(io.BytesIO(render.gif(iter([a, b, b, b, c, c])))) as file:
         shown = [(rgb(frame), frame.info['duration']) for frame in ImageSequence.Iterator(file)]
         assert file.info['loop'] == 0 and file.disposal_method == 1  # each frame stays below the next

@@ -49,8 +49,9 @@ def peak_rate(threads):
     return _best(lambda: measured(rounds, threads, factor, ctypes.byref(result)))
 
 
-def sgemm_rate(size=1024):
+def sgemm_rate():
     """Multiply-adds per second of a float32 product of two matrices in MXNet (oneDNN): what a good library reaches."""
+    size = 1024
     a = nd.ones((size, size))
 
     def product():

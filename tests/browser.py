@@ -16,8 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from commands import wait_for
-from small_runs import TIME_OUT
+from commands import TIME_OUT, wait_for
 
 _CHROMIUM = ('chromium', 'chromium-browser', 'google-chrome')
 _FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-quic', '--no-first-run',

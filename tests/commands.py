@@ -1,16 +1,12 @@
-"""The commands as processes, and what their pictures show."""
+"""The commands as processes."""
 import os
 import subprocess
 import sys
 import time
 
-import numpy as np
-from PIL import Image, ImageSequence
-
 from conftest import ROOT
-from small_runs import TIME_OUT
 
-RED, GREEN = (255, 0, 0), (0, 255, 0)
+TIME_OUT = 120  # seconds, for one process
 
 
 def python(*argv, folder=None, **environment):
@@ -32,14 +28,3 @@ def wait_for(function, alive=lambda: True):
         assert alive() and time.monotonic() < deadline, f'{function} is still {value!r}'
         time.sleep(0.05)
     return value
-
-
-def frames(path):
-    """The frames of a GIF as RGB arrays."""
-    with Image.open(path) as image:
-        return [np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(image)]
-
-
-def colours_per_frame(path):
-    """For each frame: is there red, is there green."""
-    return [tuple(bool((frame == colour).all(axis=-1).any()) for colour in (RED, GREEN)) for frame in frames(path)]

@@ -15,14 +15,16 @@ sys.path.insert(0, str(ROOT))
 
 import system  # noqa: E402, F401
 
+import mxnet as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from small_runs import new_folder, train, write_images  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def fixed_seeds():
     """Start every test from the same NumPy and MXNet random streams."""
-    import mxnet as mx
     np.random.seed(1)
     mx.random.seed(1)
 
@@ -37,7 +39,6 @@ def no_mirror(monkeypatch):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """The current folder, with images.npy."""
-    from small_runs import write_images
     monkeypatch.chdir(tmp_path)
     write_images()
     return tmp_path
@@ -46,7 +47,6 @@ def workplace(tmp_path, monkeypatch):
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory):
     """The folder of a small finished run, which no test changes."""
-    from small_runs import new_folder, train
     folder = new_folder(tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -11,10 +11,14 @@ from dataset.load import load
 TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
 
 
-def idx_bytes(array, kind=8, dtype=np.uint8):
-    """Content of an IDX file; the magic number carries the type and the number of dimensions."""
-    header = struct.pack(f'>{1 + array.ndim}I', 256 * kind + array.ndim, *array.shape)
-    return header + array.astype(dtype).tobytes()
+def header(*shape):
+    """Of an IDX file; the magic number carries the type, uint8, and the number of dimensions."""
+    return struct.pack(f'>{1 + len(shape)}I', 2048 + len(shape), *shape)
+
+
+def idx_bytes(array):
+    """Content of an IDX file."""
+    return header(*array.shape) + array.astype(np.uint8).tobytes()
 
 
 def write_idx(path, array):

@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from commands import wait_for
-from small_runs import TIME_OUT
+from commands import TIME_OUT, wait_for
 
 
 def launcher(num_workers, path, *argv, options=()):

@@ -9,7 +9,6 @@ from mxnet import autograd
 import core
 import oracle
 from runs import params
-from runs.params import set_arrays as set_parameters
 
 SHAPE = (5, 7)  # height, width
 PIXELS = SHAPE[0] * SHAPE[1]
@@ -20,7 +19,6 @@ NO_ATTENTION = {'read_size': None, 'write_size': None}
 MODELS = [pytest.param(ATTENTION, id='attention'), pytest.param(NO_ATTENTION, id='no attention')]
 MIXED = [pytest.param({'read_size': 2, 'write_size': None}, id='attention read only'),
          pytest.param({'read_size': None, 'write_size': 3}, id='attention write only')]
-MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'), pytest.param(core.STATIC, id='static')]
 
 
 def build(sizes, image_shape=SHAPE, num_steps=T, units=UNITS, latent_dim=LATENT):
@@ -41,11 +39,11 @@ def random_parameters(net, seed=0, scale=0.4):
             for name, parameter in params.of(net).items()}
 
 
-def build_random(sizes, seed=0, hybridize=None, num_steps=T):
+def build_random(sizes, hybridize=None, num_steps=T):
     """A network and its random parameters. `hybridize`: the options, or None for an imperative network."""
     net = build(sizes, num_steps=num_steps)
-    values = random_parameters(net, seed)
-    set_parameters(net, values)
+    values = random_parameters(net)
+    params.set_arrays(net, values)
     if hybridize is not None:
         net.hybridize(**hybridize)
     return net, values

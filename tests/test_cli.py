@@ -14,9 +14,9 @@ from system import cli, files
 import mxnet as mx
 import pytest
 
-from commands import python, started
+from commands import TIME_OUT, python, started
 from conftest import ROOT
-from small_runs import ARGV, TIME_OUT, train
+from small_runs import ARGV, train
 
 # Output
 

@@ -14,7 +14,6 @@ from networks import (
     LATENT,
     MIXED,
     MODELS,
-    MODES,
     NO_ATTENTION,
     PIXELS,
     SHAPE,
@@ -29,10 +28,13 @@ from networks import (
     random_inputs,
     random_parameters,
     resident_mebibytes,
-    set_parameters,
     step,
     to_nd,
 )
+from runs.params import set_arrays
+
+MODES = [pytest.param(None, id='imperative'), pytest.param({}, id='hybrid'), pytest.param(core.STATIC, id='static')]
+
 
 # The network and the loss
 
@@ -69,8 +71,8 @@ def test_full_resolution_windows_are_the_network_without_attention():
         'write.patch.weight': params['write.image.weight'], 'write.patch.bias': params['write.image.bias'],
         'r_to_enc.weight': np.concatenate([params['x_to_enc.weight'], params['r_to_enc.weight']], axis=1),
     }
-    set_parameters(plain, params)
-    set_parameters(sharp, sharp_params)
+    set_arrays(plain, params)
+    set_arrays(sharp, sharp_params)
     inputs = to_nd(*random_inputs(pixels=25))
     for actual, expected in zip(sharp(*inputs), plain(*inputs)):
         assert_same(actual, expected.asnumpy(), rtol=1e-5, atol=1e-5)

@@ -34,7 +34,6 @@ from networks import (
     random_inputs,
     random_parameters,
     resident_mebibytes,
-    set_parameters,
     step,
     to_nd,
 )
@@ -51,7 +50,7 @@ def make(sizes, case=CASES[0], seed=0):
     sizes = {'read_size': sizes['read_size'] and read, 'write_size': sizes['write_size'] and write}
     net = build(sizes, shape, num_steps, units, latent)
     values = random_parameters(net, seed, scale=0.4 * min(1, (6 / units) ** 0.5))  # larger ones amplify rounding
-    set_parameters(net, values)
+    params.set_arrays(net, values)
     return (net, values, sizes, *random_inputs(batch, shape[0] * shape[1], num_steps, latent, seed))
 
 
@@ -112,7 +111,7 @@ def test_parameters_that_are_not_finite_give_a_bound_that_is_not(sizes, value):
     for name in values:
         spoilt = values[name].copy()
         spoilt.flat[0] = value
-        set_parameters(net, {**values, name: spoilt})
+        params.set_arrays(net, {**values, name: spoilt})
         steps = step(net, x, eps), step(net, x, eps, FusedDRAW(net, 1))
         expected, actual = (np.isfinite(found['reconstruction'] + found['kl']) for found in steps)
         assert (actual == expected).all(), name

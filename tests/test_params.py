@@ -12,7 +12,7 @@ import pytest
 from mxnet import nd
 from safetensors.numpy import save_file
 
-from networks import assert_equal, random_parameters, set_parameters
+from networks import assert_equal, random_parameters
 from runs import config, params
 from small_runs import change_config, fail_with, fails
 
@@ -20,11 +20,11 @@ PATH = 'best.safetensors'
 ARGV = ['-hh', '3', '-ww', '4', '-s', '2', '-u', '2', '-l', '1', '--attention', '-ar', '1', '-aw', '2']
 
 
-def make_net(seed=1, **changes):
+def make_net(**changes):
     """A tiny network with random numbers in every parameter."""
     net = params.build_net(argparse.Namespace(**{**vars(config.parse_args(ARGV)), **changes}))
     net.initialize()
-    set_parameters(net, random_parameters(net, seed))
+    params.set_arrays(net, random_parameters(net, seed=1))
     return net
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import sample
 import train_mnist
-from commands import python, started
+from commands import TIME_OUT, python, started
 from conftest import ROOT
 from dataset.load import load
 from networks import assert_equal
@@ -31,7 +31,6 @@ from runs.run import Run, create, lock
 from runs.training import Training
 from small_runs import (
     ARGV,
-    TIME_OUT,
     assert_same_end,
     at_call,
     checkpoint_of,

@@ -9,18 +9,19 @@ from system import files
 import mxnet as mx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import sample
-from commands import GREEN, RED, colours_per_frame, frames, started, wait_for
+from commands import TIME_OUT, started, wait_for
 from conftest import ROOT
 from dataset import stream
 from dataset.load import load
 from pictures import paint, render
 from runs import config, params
-from small_runs import TIME_OUT, contents, refusal, write_images
+from small_runs import contents, refusal, write_images
 
 T = 3
+RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
 def new_run(tmp_path_factory, *argv):
@@ -55,6 +56,17 @@ def here(tmp_path, monkeypatch):
 
 def paint_with(run, *argv):
     sample.main([str(run), *map(str, argv)])
+
+
+def frames(path):
+    """The frames of a GIF as RGB arrays."""
+    with Image.open(path) as image:
+        return [np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(image)]
+
+
+def colours_per_frame(path):
+    """For each frame: is there red, is there green."""
+    return [tuple(bool((frame == colour).all(axis=-1).any()) for colour in (RED, GREEN)) for frame in frames(path)]
 
 
 def paintings_of(run, **what):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from commands import python
+from commands import TIME_OUT, python
 from conftest import ROOT
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import SIZES, TIME_OUT, checkpoint_of, config_of, new_folder, only_folder, resume, train
+from small_runs import SIZES, checkpoint_of, config_of, new_folder, only_folder, resume, train
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps

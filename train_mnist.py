@@ -25,6 +25,19 @@ from runs.training import Training
 NUM_GIFS = 10
 
 
+def step(training, images):
+    """One training step, on the next images of a TrainingStream; returns what `Training.update` does."""
+    losses = []
+    for x, eps in zip(*training.batch(images)):
+        with autograd.record():
+            canvas, mu, log_sigma = training.forward(x, eps)                                 # Eqns. 1-8
+            reconstruction, kl = training.loss(canvas, mu, log_sigma, x)                     # Eqns. 9-11
+            bound = (reconstruction + training.kl_weight() * kl).sum() / training.args.batch_size  # Eqn. 12
+        bound.backward()
+        losses.append((reconstruction, kl))
+    return training.update(losses)  # sum gradients, clip, Adam
+
+
 def train(training, images, validation_images, run):
     """Train until args.num_train_samples are seen. Raises Stopped if a signal ends it sooner, NotFinite and OSError."""
     args, recent, mark = training.args, [], time.perf_counter()
@@ -35,16 +48,8 @@ def train(training, images, validation_images, run):
 
     with cli.progress('training', total, 'samples', training.seen) as bar:
         while training.seen < args.num_train_samples:
-            losses = []
-            for x, eps in zip(*training.batch(images)):
-                with autograd.record():
-                    canvas, mu, log_sigma = training.forward(x, eps)                         # Eqns. 1-8
-                    reconstruction, kl = training.loss(canvas, mu, log_sigma, x)             # Eqns. 9-11
-                    bound = (reconstruction + training.kl_weight() * kl).sum() / args.batch_size  # Eqn. 12
-                bound.backward()
-                losses.append((reconstruction, kl))
             rate = training.learning_rate()
-            recent.append(training.update(losses))  # sum gradients, clip, Adam
+            recent.append(step(training, images))
             bar.update(args.batch_size)
             stopping = run.stops()  # read once per step; a later signal waits for the next one
             if stopping or is_due(args.log_freq) or is_due(args.val_freq):

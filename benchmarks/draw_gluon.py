@@ -14,8 +14,9 @@ import types
 from system import cli, devices
 
 import mxnet as mx
-from mxnet import autograd, nd
+from mxnet import nd
 
+import train_mnist
 from benchmarks import common, limits
 from dataset import stream
 from distributed import workers
@@ -32,29 +33,9 @@ def training_images(args):
 
 
 def make_step(args, group=None):
-    """A `Training`, and a function that makes one step as the loop of train_mnist.py does.
-
-    The function calls its argument with the name of each stage that has ended.
-    """
+    """A `Training`, and a function that makes one step of train_mnist.py."""
     training, images = Training(args, devices.contexts(args), group or workers.Alone()), training_images(args)
-
-    def step(after=lambda stage: None):
-        losses = []
-        for x, eps in zip(*training.batch(images)):
-            after('images and noise')
-            with autograd.record():
-                canvas, mu, log_sigma = training.forward(x, eps)
-                after('forward')
-                reconstruction, kl = training.loss(canvas, mu, log_sigma, x)
-                bound = (reconstruction + training.kl_weight() * kl).sum() / args.batch_size
-            after('loss')
-            bound.backward()
-            after('backward')
-            losses.append((reconstruction, kl))
-        training.update(losses)
-        after('clipping and Adam')
-
-    return training, step
+    return training, lambda: train_mnist.step(training, images)
 
 
 def time_steps(args):
@@ -74,29 +55,30 @@ def profile(args):
         step()
     stages, inside = collections.defaultdict(list), collections.defaultdict(list)
 
-    def after(stage):
-        nonlocal last
-        nd.waitall()
-        now = time.perf_counter()
-        stages[stage].append(now - last)
-        last = now
-
-    def timed(stage, function):
+    def timed(seconds, function, wait=lambda: None):
         def call(*arguments):
+            wait()
             started = time.perf_counter()
-            function(*arguments)
-            inside[stage].append(time.perf_counter() - started)
+            result = function(*arguments)
+            wait()
+            seconds.append(time.perf_counter() - started)
+            return result
         return call
 
     if training.forward is not training.net:
         library = training.forward.library
         training.forward.library = types.SimpleNamespace(
-            draw_floats=library.draw_floats, draw_forward=timed('forward', library.draw_forward),
-            draw_backward=timed('backward', library.draw_backward))
+            draw_floats=library.draw_floats, draw_forward=timed(inside['forward'], library.draw_forward),
+            draw_backward=timed(inside['backward'], library.draw_backward))
+    for name in ('batch', 'forward', 'loss', 'update'):
+        setattr(training, name, timed(stages[name], getattr(training, name), nd.waitall))
+    whole = timed(stages['step'], step, nd.waitall)
     for _ in range(4 * args.blocks):
-        last = time.perf_counter()
-        step(after)
-    ms = {stage: 1e3 * statistics.median(seconds) for stage, seconds in stages.items()}
+        whole()
+    stages['backward'] = [all_of_it - sum(parts) for *parts, all_of_it in zip(*stages.values())]
+    names = {'images and noise': 'batch', 'forward': 'forward', 'loss': 'loss', 'backward': 'backward',
+             'clipping and Adam': 'update'}
+    ms = {stage: 1e3 * statistics.median(stages[name]) for stage, name in names.items()}
     print('| stage | ms per step | share | in draw.c, ms |\n|---|---|---|---|')
     for stage in ms:
         in_c = f'{1e3 * statistics.median(inside[stage]):.1f}' if inside[stage] else ''

@@ -1,20 +1,17 @@
-"""benchmarks/: our step is that of train_mnist.py, the peers do the same work, and the comparison counts right."""
+"""benchmarks/: the peers do the same work, and the comparison counts right."""
 import importlib.util
 import json
 import re
 import subprocess
 import sys
 from argparse import Namespace
-from unittest.mock import Mock
 
 import mxnet as mx
 import numpy as np
 import pytest
 
-import train_mnist
 from benchmarks import chart, common, draw_gluon, limits, scaling, throughput
 from distributed.workers import Alone
-from networks import assert_equal
 from runs import config, params
 from runs.training import Training
 
@@ -28,18 +25,6 @@ both_models = pytest.mark.parametrize('attention', SIZES, ids=['none', 'attentio
 
 def start_training(attention):
     return Training(config.parse_args([*common.size_flags(SIZES[attention]), '-t=9']), [mx.cpu()], Alone())
-
-
-@both_models
-def test_our_step_is_that_of_train_mnist(attention, monkeypatch):
-    theirs = start_training(attention)
-    monkeypatch.setattr(train_mnist, 'validate', Mock())
-    train_mnist.train(theirs, draw_gluon.training_images(theirs.args), np.zeros((1, 20)), Mock(stops=lambda: False))
-    ours, step = draw_gluon.make_step(theirs.args)
-    for _ in range(3):
-        step()
-    assert theirs.seen == 9
-    assert_equal(params.arrays_of(ours.net), params.arrays_of(theirs.net))
 
 
 @both_models

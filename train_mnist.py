@@ -26,7 +26,7 @@ NUM_GIFS = 10
 
 
 def step(training, images):
-    """One training step, on the next images of a TrainingStream; returns what `Training.update` does."""
+    """One training step, on the next images of a TrainingStream; returns what `Training.update` returns."""
     losses = []
     for x, eps in zip(*training.batch(images)):
         with autograd.record():
@@ -78,10 +78,9 @@ def validate(training, images, run):
     run.log.gradients(training.net, training.seen)
     run.log.pictures(training.net, images, training.seen)
     cli.say(f'{training.seen:>11,} samples: validation bound {bound:.2f} nats')
-    if bound < training.best_bound:
-        run.save_best()
-        training.best_bound = bound
-    run.save_checkpoint()
+    is_best = bool(bound < training.best_bound)
+    training.best_bound = min(bound, training.best_bound)
+    run.save_checkpoint(is_best)
 
 
 def finish(training, images, run):

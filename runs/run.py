@@ -61,12 +61,14 @@ class Run:
         """The checkpoint to continue from, (arrays, state), or None. Raises cli.UserError."""
         path = self.path(params.CHECKPOINT) if self._resumes else ''
         if not os.path.lexists(path):
-            if self._resumes and os.path.lexists(self.path(params.BEST)):
+            if self._resumes and ('validation' in self.config or os.path.lexists(self.path(params.BEST))):
                 raise cli.UserError(f'{cli.shown(self.folder)} has no {params.CHECKPOINT}: start a new run from its '
                                     'model, with --init')
             return None
         arrays, state = params.load(path, net, params.PREFIXES)
-        if state['best_bound'] is not None:
+        if state.get('is_best'):  # the process may have died before it wrote them
+            params.save(self.path(params.BEST), {name: arrays[name] for name in params.of(net)})
+        elif state['best_bound'] is not None:
             params.load(self.path(params.BEST), net)  # the end of the run needs it
         return arrays, state
 
@@ -77,7 +79,7 @@ class Run:
         return self._group.any(complete)
 
     def begin(self, training):
-        """Write config.json into the run's folder, which is created if this is a new run, and open the log."""
+        """Create the folder of a new run, open the log, and write config.json."""
         arguments = {name: value for name, value in vars(self.args).items() if name != 'resume'}
         kept = {name: self.config[name] for name in ('command', 'validation') if name in self.config}
         self.config = {'arguments': arguments, 'images': self._facts, 'versions': versions(), **kept,
@@ -97,16 +99,14 @@ class Run:
     def path(self, name):
         return os.path.join(self.folder, name)
 
-    def save_best(self):
-        """Write best.safetensors; before the first one a checkpoint, so that a folder without it has lost it."""
-        if not os.path.lexists(self.path(params.CHECKPOINT)):
-            self.save_checkpoint()
-        params.save(self.path(params.BEST), params.arrays_of(self._training.net))
-
-    def save_checkpoint(self):
-        """Write checkpoint.safetensors, once everything logged so far is on the disk."""
+    def save_checkpoint(self, is_best=False):
+        """Write checkpoint.safetensors, once everything logged so far is on the disk, and then best.safetensors too if
+        these are the best parameters so far."""
         self.log.sync()
-        params.save(self.path(params.CHECKPOINT), *self._training.state())
+        arrays, state = self._training.state()
+        params.save(self.path(params.CHECKPOINT), arrays, {**state, 'is_best': is_best})
+        if is_best:
+            params.save(self.path(params.BEST), params.arrays_of(self._training.net))
 
     def load_best(self):
         """Put the arrays of worker 0's best.safetensors into the network of every worker."""

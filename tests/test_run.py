@@ -158,7 +158,7 @@ def test_no_checkpoint_is_ahead_of_its_log(monkeypatch):
     for owner, name in (Log, 'sync'), (Log, 'bound'), (params, 'save'):
         at_call(monkeypatch, owner, name, None, lambda *args, name=name: calls.append(name))
     train('-t', '16')
-    assert calls == ['bound', 'sync', 'save', 'bound', 'bound', 'save', 'sync', 'save']
+    assert calls == ['bound', 'sync', 'save', 'bound', 'bound', 'sync', 'save', 'save']
 
 
 def test_folders_have_names_of_their_own(monkeypatch):
@@ -174,7 +174,7 @@ def test_folders_have_names_of_their_own(monkeypatch):
 PHASES = {'first step': (Training, 'update', 1), 'step before a validation': (Training, 'update', 2),
           'later step': (Training, 'update', 3), 'last step': (Training, 'update', 6),
           'validation': (Training, 'validate', 1), 'pictures': (Log, 'pictures', 2),
-          'checkpoint': (Run, 'save_checkpoint', 3), 'best': (params, 'save', 2),
+          'checkpoint': (Run, 'save_checkpoint', 3), 'best': (params, 'save', 3),
           'final validation': (Training, 'validate', 4)}
 
 
@@ -444,14 +444,27 @@ def test_file_system_without_locks(run, monkeypatch, capsys):
     assert_no_run()
 
 
+def lose_best_parameters(run):
+    """Which the latest checkpoint does not have either."""
+    arrays, state = checkpoint_of(run)
+    params.save(run / params.CHECKPOINT, arrays, {**state, 'is_best': False})
+    (run / params.BEST).unlink()
+
+
 REFUSED = {
     'other images': (lambda run: write_images('own.npy', seed=1), 'these are'),
     'no run': (shutil.rmtree, 'is not the folder of a run'),
-    'no best parameters': (lambda run: (run / params.BEST).unlink(), params.BEST),
+    'no best parameters': (lose_best_parameters, params.BEST),
     'no checkpoint': (lambda run: (run / params.CHECKPOINT).unlink(), 'has no checkpoint.safetensors: start a new run'),
     'damaged checkpoint': (lambda run: os.truncate(run / params.CHECKPOINT, 5000), params.CHECKPOINT),
     'damaged log': (lambda run: (run / 'curves.csv').write_bytes(b'samples_seen\n\n\xff'), 'curves.csv is damaged'),
     'the log is a file': (lambda run: (shutil.rmtree(run / 'train'), (run / 'train').write_text('')), 'train')}
+
+
+def test_both_parameter_files_lost(run, capsys):
+    REFUSED['no best parameters'][0](run)
+    REFUSED['no checkpoint'][0](run)
+    assert REFUSED['no checkpoint'][1] in refusal(capsys, train_mnist.main, '--resume', run)
 
 
 def test_a_lost_checkpoint_costs_no_best_parameters(monkeypatch, capsys):
@@ -464,12 +477,13 @@ def test_a_lost_checkpoint_costs_no_best_parameters(monkeypatch, capsys):
     assert contents('.') == before
 
 
-def test_crash_at_the_first_best_parameters_costs_no_steps(monkeypatch, capsys):
-    argv = [*ARGV, '--checkpoint_freq', '64']
+@pytest.mark.parametrize('flags', [[], ['-r', '1e-30'], ['-f', '64']], ids=str)  # the first bound may be the best one
+def test_crash_between_the_first_checkpoint_and_its_best_parameters(monkeypatch, capsys, flags):
+    argv = [*ARGV, '--checkpoint_freq', '64', *flags]
     whole = train(*argv, logdir='whole')
     ending(monkeypatch, capsys, params, 'save', 2, fail_with(MemoryError('full')), argv=[*argv, '--logdir', 'crashed'])
     crashed = only_folder('crashed')
-    assert checkpoint_of(crashed)[1]['samples_seen'] == 16 and not (crashed / params.BEST).exists()
+    assert checkpoint_of(crashed)[1]['is_best'] and not (crashed / params.BEST).exists()
     assert resume(crashed) == 0
     assert_same_end(crashed, whole)
 

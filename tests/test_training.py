@@ -201,6 +201,6 @@ def test_checkpoints_are_saved_when_they_are_due():
     """At the first step that reaches a multiple of the frequency, which need not be one of the batch."""
     training, *data = start('-t', '60', '-f', '1e6', '--checkpoint_freq', '20')
     moments, run = [], Recorder()
-    run.save_checkpoint = lambda: moments.append(training.seen)
+    run.save_checkpoint = lambda is_best=False: moments.append(training.seen)
     train_mnist.train(training, *data, run)
     assert moments == [24, 40, 64] and list(itertools.chain(*run.bounds('validation')))[::2] == [64]

@@ -20,7 +20,7 @@ from distributed import workers
 from pictures import paint
 from runs import config, params
 from runs.run import Run, Stopped, versions
-from runs.training import Training
+from runs.training import Training, check_batch_size
 
 NUM_GIFS = 10
 
@@ -116,6 +116,7 @@ def main(argv=None):
     command = shlex.join(['train_mnist.py', *(sys.argv[1:] if argv is None else argv)])
     with cli.one_line(parser), workers.join(args.kvstore, args.sync_timeout) as group, cli.one_line(parser):
         contexts = devices.contexts(args)
+        check_batch_size(args, contexts, group)
         initial = params.load_init(args)
         data = load(args.dataset, args.data_dir, config.image_shape(args), ('train', 'validation'), args.transpose)
         args.input_height, args.input_width = data.shape

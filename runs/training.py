@@ -18,19 +18,22 @@ class NotFinite(cli.UserError):
     """The bound or its gradient became NaN or infinite."""
 
 
+def check_batch_size(args, contexts, group):
+    """Raise cli.UserError unless a batch can be divided evenly among all devices."""
+    number = group.size * len(contexts)
+    if args.batch_size % number:
+        raise cli.UserError(f'argument --batch_size: {args.batch_size} images cannot be divided evenly among {number} '
+                            'devices')
+
+
 class Training:
     """A network, its optimizer, and how far they have come.
 
     Every batch is divided evenly among the workers of the `group`, and each part among that worker's devices. Images
-    and noise are functions of their number in the stream, so every division gives the same step. Raises cli.UserError
-    if the batch cannot be divided evenly.
+    and noise are functions of their number in the stream, so every division gives the same step.
     """
 
     def __init__(self, args, contexts, group):
-        devices = group.size * len(contexts)
-        if args.batch_size % devices:
-            raise cli.UserError(f'argument --batch_size: {args.batch_size} images cannot be divided evenly among '
-                                f'{devices} devices')
         self.args, self.contexts, self.group = args, contexts, group
         self.seen, self.best_bound = 0, float('inf')  # training samples; lowest validation bound, nats
         mx.random.seed(args.seed)

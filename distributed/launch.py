@@ -47,7 +47,7 @@ class Process(subprocess.Popen):
         if host:
             line = ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=15', '-o', 'ServerAliveInterval=5', host,
                     f'cd {shlex.quote(os.getcwd())} && exec {shlex.join(line)}']
-        out = None if sys.stdout else subprocess.DEVNULL  # closed, its number would be that of a socket
+        out = None if sys.stdout else subprocess.DEVNULL  # if closed, a worker's socket would get its number
         super().__init__(line, env=_ENVIRONMENT, stdin=subprocess.PIPE, stdout=out, stderr=self.log, bufsize=0,
                          start_new_session=True)
 

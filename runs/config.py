@@ -132,14 +132,17 @@ def read(folder):
         config = files.read_json(path)
         config['arguments'] = _stored(config['arguments'])
         check_sizes(config['arguments'])
-        config.get('validation', {}).get('samples_seen')
-        if 'images' in config:
-            [config['images'][name] for name in ('dataset', 'path', 'height', 'width')]
-            [(split['images'] + 0, split['sha256'][:8]) for split in config['images']['splits'].values()]
+        try:
+            config.get('validation', {}).get('samples_seen')
+            if 'images' in config:
+                [config['images'][name] for name in ('dataset', 'path', 'height', 'width')]
+                [(split['images'] + 0, split['sha256'][:8]) for split in config['images']['splits'].values()]
+        except Exception:
+            raise ValueError('"validation" or "images" is damaged') from None
         return config
     except OSError as error:
         raise cli.UserError(f'{folder} is not the folder of a run: {cli.reason(error)}') from None
-    except Exception as error:  # of what a stranger wrote, these raise nearly anything
+    except Exception as error:  # on a foreign file, these lines can raise nearly anything
         raise cli.UserError(f'{path} is not the config.json of a run: {cli.reason(error)}') from None
 
 
@@ -148,13 +151,17 @@ def _stored(arguments):
     default."""
     if not arguments['input_height']:
         raise ValueError('input_height is missing')
-    defaults, stored = vars(build_parser().parse_args([])), argparse.Namespace()
-    for action in build_parser()._actions[1:]:  # the first is --help
-        value = arguments.get(action.dest, defaults[action.dest])
-        if value is not None and action.type:
-            value = action.type(str(value))
+    parser = build_parser()
+    stored = parser.parse_args([])
+    for action in parser._actions[1:]:  # the first is --help
+        name = action.dest
+        value = arguments.get(name, getattr(stored, name))
+        try:
+            value = action.type(str(value)) if value is not None and action.type else value
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f'{name}: {error}') from None
         if (value is None and action.default is not None or action.choices and value not in action.choices
                 or action.nargs == 0 and not isinstance(value, bool)):
-            raise ValueError(f'{action.dest} is {value!r}')
-        setattr(stored, action.dest, value)
+            raise ValueError(f'{name} is {value!r}')
+        setattr(stored, name, value)
     return stored

@@ -12,7 +12,7 @@ TRAIN, TEST = 'train-images-idx3-ubyte', 't10k-images-idx3-ubyte'
 
 
 def header(*shape):
-    """Of an IDX file; the magic number carries the type, uint8, and the number of dimensions."""
+    """The header of an IDX file; the magic number carries the type, uint8, and the number of dimensions."""
     return struct.pack(f'>{1 + len(shape)}I', 2048 + len(shape), *shape)
 
 

@@ -210,7 +210,8 @@ def test_other_networks_are_not_accelerated(make_net, capsys):
 
 
 @pytest.mark.parametrize('sizes', MODELS)
-@pytest.mark.parametrize('edit', [lambda F, c: 0.99 * c, lambda F, c: F.BlockGrad(c)], ids=['value', 'gradient'])
+@pytest.mark.parametrize('edit', [lambda F, c: 0.99 * c, lambda F, c: F.BlockGrad(c), lambda F, c: F.clip(c, -5, 5)],
+                         ids=['value', 'gradient', 'clip'])
 def test_an_edited_core_is_not_accelerated(sizes, edit, monkeypatch, capsys):
     net, usual = build(sizes), core.lstm
     assert accelerate(net, [mx.cpu()]) is not net

@@ -59,15 +59,17 @@ class Run:
 
     def checkpoint(self, net):
         """The checkpoint to continue from, (arrays, state), or None. Raises cli.UserError."""
-        path = self.path(params.CHECKPOINT) if self._resumes else ''
+        if not self._resumes:
+            return None
+        path = self.path(params.CHECKPOINT)
         if not os.path.lexists(path):
-            if self._resumes and ('validation' in self.config or os.path.lexists(self.path(params.BEST))):
+            if 'validation' in self.config or os.path.lexists(self.path(params.BEST)):
                 raise cli.UserError(f'{cli.shown(self.folder)} has no {params.CHECKPOINT}: start a new run from its '
                                     'model, with --init')
             return None
         arrays, state = params.load(path, net, params.PREFIXES)
         if state.get('is_best'):  # the process may have died before it wrote them
-            params.save(self.path(params.BEST), {name: arrays[name] for name in params.of(net)})
+            self._save_best(net, arrays)
         elif state['best_bound'] is not None:
             params.load(self.path(params.BEST), net)  # the end of the run needs it
         return arrays, state
@@ -106,7 +108,11 @@ class Run:
         arrays, state = self._training.state()
         params.save(self.path(params.CHECKPOINT), arrays, {**state, 'is_best': is_best})
         if is_best:
-            params.save(self.path(params.BEST), params.arrays_of(self._training.net))
+            self._save_best(self._training.net, arrays)
+
+    def _save_best(self, net, arrays):
+        """Write best.safetensors from the arrays of a checkpoint."""
+        params.save(self.path(params.BEST), {name: arrays[name] for name in params.of(net)})
 
     def load_best(self):
         """Put the arrays of worker 0's best.safetensors into the network of every worker."""

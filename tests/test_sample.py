@@ -176,6 +176,7 @@ def test_shipped_models_paint_what_README_shows(name, run):
     sample.main([*map(str, run), '--grid', 'grid.gif'])
     for shown, drawn in zip(frames(ROOT / 'assets' / f'{name}_grid.gif'), frames('grid.gif')):
         assert abs(shown.astype(float) - drawn).mean() < 1  # of 255: other processors differ in the last bits
+    assert os.path.getsize('grid.gif') < 2e6
 
 
 # Where it goes

@@ -77,8 +77,8 @@ def test_profile_divides_a_step(capsys):
     draw_gluon.main([*FLAGS, '--blocks=1', '--profile'])
     rows = dict(re.findall(r'^\| (\w[^|]*?) \| ([\d.]+) \|', capsys.readouterr().out, re.MULTILINE))
     assert list(rows) == ['images and noise', 'forward', 'loss', 'backward', 'clipping and Adam', 'all']
-    *stages, whole = map(float, rows.values())
-    assert min(stages) >= 0 and stages[3] > 0 and sum(stages) == pytest.approx(whole, rel=0.5)
+    assert sum(map(float, rows.values())) == pytest.approx(2 * float(rows['all']), abs=0.3)
+    assert all(float(ms) >= 0 for ms in rows.values()) and float(rows['backward']) > 0  # the rest of the step
 
 
 def test_scaling_of_one_worker(capsys):

@@ -253,7 +253,7 @@ class DRAW(HybridBlock):
                 setattr(self, state, self.params.get(state, shape=(1, units), init=init.Zero()))
 
     def hybridize(self, active=True, *args, **kwargs):
-        """Gluon's hybridize for the network as one graph; its parts stay imperative, as `generate` needs them."""
+        """Gluon's hybridize for the network as one graph; its parts stay imperative, for `generate`."""
         super().hybridize(active, *args, **kwargs)
         for child in self._children.values():
             child.hybridize(False)

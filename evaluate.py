@@ -30,7 +30,7 @@ def parse_args(parser, argv=None):
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of the data set's files (default: the run's)")
     add('--transpose', action='store_true', help='with --dataset: swap rows and columns')
     add('--binarization', choices=('static', 'threshold'),
-        help="draw pixels once (static), or set those above 0.5 (threshold); default: the run's, but static if dynamic")
+        help="draw pixels once (static), or set those above 0.5 (threshold); default: the run's, or static for dynamic")
     add('--batch_size', '-b', type=cli.count, metavar='N', default=100, help='images at a time')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise')
     devices.add_flags(parser)

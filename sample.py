@@ -19,14 +19,14 @@ PRETRAINED = os.path.join(os.path.dirname(os.path.realpath(__file__)), 'assets',
 def parse_args(parser, argv=None):
     add, output = parser.add_argument, parser.add_mutually_exclusive_group()
     add('run', type=cli.path, metavar='RUN', nargs='?', help='folder of a run (default: assets/draw_w_attn)')
-    add('--num_samples', '-n', type=cli.count, metavar='N', help='number of images (default: 10, with --grid 100)')
+    add('--num_samples', '-n', type=cli.count, metavar='N', help='number of images (default: 10, or 100 with --grid)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed of the noise; GIF names include it unless 0')
     add('--reconstruct', action='store_true', help='reconstruct test images instead, each with its input to the right')
     add('--dataset', type=dataset_name, metavar='NAME|PATH', help="with --reconstruct: images other than the run's")
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of that data set's files (default: the run's)")
     add('--transpose', action='store_true', help='with --dataset: swap rows and columns')
     add('--scale', type=cli.scale, metavar='N',
-        help=f'screen pixels per side of an image pixel (default: {paint.SCALE}, with --grid {paint.GRID_SCALE})')
+        help=f'screen pixels per side of an image pixel (default: {paint.SCALE}, or {paint.GRID_SCALE} with --grid)')
     add('--no_boxes', action='store_true',
         help='leave out the attention windows: green where a step reads (reconstructions only), red where it writes')
     output.add_argument('--output_dir', '-o', type=cli.path, metavar='DIR',

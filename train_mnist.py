@@ -39,7 +39,7 @@ def step(training, images):
 
 
 def train(training, images, validation_images, run):
-    """Train until args.num_train_samples are seen. Raises Stopped if a signal ends it sooner, NotFinite and OSError."""
+    """Train until args.num_train_samples are seen. Raises Stopped (after a signal), NotFinite, OSError."""
     args, recent, mark = training.args, [], time.perf_counter()
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
 
@@ -85,7 +85,7 @@ def validate(training, images, run):
 
 def finish(training, images, run):
     """The bound of the best parameters on all validation images, and ten samples."""
-    if training.best_bound == np.inf:  # resumed with fewer samples to see than it had seen already
+    if training.best_bound == np.inf:  # never validated, and resumed with -t below what it had seen
         validate(training, images[:training.args.num_val_samples], run)
     run.load_best()
     with cli.progress('validating', len(images), 'images') as bar:

@@ -1,4 +1,4 @@
-"""The README's first line on every Python of this machine, with a short training; the results must be the same on all.
+"""The README's first line on every Python of this machine, with a short run; the results must be the same on all.
 
     python .ci/interpreters.py              # all
     python .ci/interpreters.py 3.12 3.13    # some

@@ -34,9 +34,10 @@ def dataset_name(text):
 def load(dataset, data_dir='data', image_shape=None, splits=SPLITS, transpose=False):
     """Load a data set by its name, or your own images by their path.
 
-    The files of a named data set are verified by SHA-256, and keep their order. MNIST is downloaded, but only into a
-    folder without other images. Where there is no validation file, the last sixth of the training file is used. The
-    images of two_digits and synthetic are drawn, the same at every call; synthetic depends on the version of Pillow.
+    The files of a named data set are verified by SHA-256, and its images keep their order. MNIST is downloaded, but
+    only into a folder without other images. Where there is no validation file, the last sixth of the training file is
+    used. The images of two_digits and synthetic are drawn, the same at every call; synthetic depends on the version of
+    Pillow.
 
     A path names a folder of PNG or JPEG files, a folder of IDX files such as train-images-idx3-ubyte, one of several
     such files, or an .npy or .npz file. A folder may have train/, validation/ and test/, an .npz file x_train, x_valid

@@ -8,7 +8,7 @@ def generator(seed, purpose, position=0):
     """A random generator that is a pure function of the arguments.
 
     Different purposes (strings) give independent random numbers. The position is the index of an image or of an
-    epoch, so a run needs only its seed and the number of samples it has seen to resume.
+    epoch: to resume, a run needs only its seed and the number of samples that it has seen.
     """
     key = (zlib.crc32(purpose.encode()), position)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))

@@ -45,7 +45,7 @@ class TrainingStream:
     """The endless stream of training images: every epoch is a fresh permutation of all images.
 
     An image of the stream is a function of the seed and its number alone. So a run can resume anywhere, and workers
-    that share a batch together get what one worker would get. `intensities` are uint8 (n, pixels), or a TwoDigits.
+    that share a batch get, between them, what one alone would get. `intensities` are uint8 (n, pixels), or a TwoDigits.
     Dynamic binarization draws pixels anew each time an image is used, static binarization once, the same for any seed.
     """
 

@@ -12,8 +12,8 @@ from system import cli, files
 
 SOURCES = [os.path.join(os.path.dirname(os.path.abspath(__file__)), name) for name in ('draw.c', 'panels.h')]
 COMPILERS = 'cc', 'gcc', 'clang'
-# No -ffast-math: NaN and infinity must reach the bound. Multiply-adds are fused alike for AVX2 and AVX-512, and on all
-# processors: tuned for AMD's, GCC would fuse fewer.
+# No -ffast-math: NaN and infinity must reach the bound. One -mtune everywhere, so that multiply-adds are fused alike
+# with AVX2 and AVX-512: tuned for AMD's processors, GCC fuses fewer.
 FLAGS = ('-std=gnu11', '-O3', '-march=native', '-mtune=haswell', '-ffp-contract=fast', '-fno-math-errno',
          '-fno-trapping-math', '-fopenmp', '-Wno-psabi', '-shared', '-fPIC')
 
@@ -48,7 +48,7 @@ def _run(command, timeout):
 
 
 def _load(compiler):
-    """The library from the cache, or else compiled; without a cache that can be written, it is compiled each time."""
+    """The library from the cache, or else compiled; without a writable cache, compiled each time."""
     folder = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'draw-mxnet')
     kept = os.path.join(folder, f'{_key(compiler)}.so')
     with contextlib.suppress(OSError, AttributeError):  # missing or damaged

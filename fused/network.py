@@ -40,7 +40,7 @@ def accelerate(net, contexts, fused='auto'):
 @functools.cache
 def _compare(read, write):
     """Raise library.Unavailable if core.py, which a reader may change, and draw.c differ on small networks: in values
-    and gradients, and in values further from zero, where a clip shows."""
+    and gradients and, for numbers far from zero, where a clip shows, in values."""
     rng = np.random.RandomState(0)
     for shape, scale in ((5, 7), 0.5), *[((7, 5), 4)] * 8:  # scale: of all but the weights
         blocks = (read(2, shape), write(3, shape)) if _ATTENTION[read, write] else (read(), write(shape))

@@ -25,8 +25,8 @@ def log_weight(reconstruction, mu, log_sigma, eps):
 class Evaluator:
     """Computes bounds, batch by batch; each batch is divided among the workers of a group and their devices.
 
-    `forward` is the core.DRAW `net`, or the operator that computes it. The size of the batches changes the last bits of
-    a result at most.
+    `forward` is the core.DRAW `net`, or the operator that computes it. The batch size changes at most the last bits of
+    a result.
     """
 
     def __init__(self, net, forward, contexts, batch_size, group):

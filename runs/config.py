@@ -52,7 +52,7 @@ def build_parser(doc=''):
         help="clip the gradient to at most this global norm, in nats per image")
     add('--kl_warmup', type=cli.count, metavar='N',
         help="training samples over which the KL's weight grows from 0 to 1; 1: no warm-up "
-             f'(default: {KL_WARMUP}, with --init 1)')
+             f'(default: {KL_WARMUP}, or 1 with --init)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed (weights, data order, binarization, noise)')
     add('--init', type=cli.path, metavar='RUN',
         help="start a new run from another run's best parameters, with its model's sizes and, unless --dataset names "
@@ -62,7 +62,7 @@ def build_parser(doc=''):
     add = parser.add_argument_group('validation and log').add_argument
     add('--val_freq', '-f', type=cli.count, metavar='N', default=10000, help='training samples between validations')
     add('--num_val_samples', '-v', type=cli.count, metavar='N', default=1000,
-        help='validation images used during training; all of them at the end')
+        help='images per validation; at the end of the run, all of them')
     add('--log_freq', type=cli.count, metavar='N', default=1280, help='training samples between points of the curves')
     add('--checkpoint_freq', type=cli.count, metavar='N',
         help='training samples between checkpoints, besides the one at each validation (default: none)')

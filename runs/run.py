@@ -31,11 +31,11 @@ class Stopped(Exception):
 class Run:
     """A context: a run of train_mnist.py from its lock to its exit code.
 
-    However its body ends, leaving the context closes the log, prints the one line that says what to do next and, if the
-    run finished or was stopped, draws the curves. After an error in training it raises SystemExit; else `code` is the
-    exit code. A new run that fails before its first step leaves no folder. Workers other than 0 have a temporary
-    folder, so that all of them run the same code. Raises cli.UserError where the run to resume is in use, or had other
-    images than those of `facts`.
+    However its body ends, leaving the context closes the log. If the run failed or was stopped, one line says what to
+    do next; if it finished or was stopped, its curves are drawn. After an error in training it raises SystemExit; else
+    `code` is the exit code. A new run that fails before its first step leaves no folder. Workers other than 0 have a
+    temporary folder, so that all of them run the same code. Raises cli.UserError where the run to resume is in use, or
+    had other images than those of `facts`.
     """
 
     def __init__(self, args, command, facts, group):

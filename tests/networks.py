@@ -79,7 +79,7 @@ def assert_close(found, expected, tolerance=2e-5):
 
 
 def assert_equal(found, expected):
-    """{name: array}: equal to the bit."""
+    """{name: array}: equal bit for bit."""
     assert_close(found, expected, tolerance=0)
 
 

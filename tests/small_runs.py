@@ -106,7 +106,7 @@ def contents(folder):
 
 
 def assert_same_end(folder, whole):
-    """A run ended, to the bit, as one that nothing befell: parameters, moments, result and curves."""
+    """A run ended, bit for bit, like an undisturbed one: parameters, moments, result and curves."""
     for name in ('best.safetensors', 'checkpoint.safetensors', 'samples/sample_9.gif', 'kl_per_step.csv'):
         assert (Path(folder) / name).read_bytes() == (Path(whole) / name).read_bytes(), name
     assert config_of(folder)['validation'] == config_of(whole)['validation']
@@ -116,7 +116,7 @@ def assert_same_end(folder, whole):
     assert not [path for path in Path(folder).rglob('*') if path.suffix == '.tmp']
 
 
-# What befalls a run
+# What disturbs a run
 
 def at_call(patch, owner, name, number, action):
     """Call `action` with the same arguments before call `number` of a function or method, or before each (None)."""

@@ -12,7 +12,7 @@ from distributed import launch
 from launching import SCHEDULER, SERVER, find, launched, launcher, processes, running, worker
 from small_runs import refusal
 
-# Scripts in the place of a training: one that stops when it is asked to, and one that waits for ever.
+# Scripts in place of training: one that stops when asked to, and one that waits forever.
 WAITING = '''
 import os, signal, sys, time
 rank = os.environ['DMLC_TASK_ID']
@@ -66,7 +66,7 @@ def test_killed_launcher_leaves_nobody(workplace):
 
 
 def test_signal_before_the_first_step(workplace):
-    """To a training whose workers still import MXNet."""
+    """To a run whose workers still import MXNet."""
     line = launcher(2, ROOT / 'train_mnist.py', '--kvstore', 'dist_sync')
     with running(line, lambda: sum('distributed.guard' in words for words in processes().values()) == 4) as process:
         process.send_signal(signal.SIGTERM)

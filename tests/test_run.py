@@ -70,11 +70,11 @@ def attentive(tmp_path_factory):
         return Path.cwd() / train('--attention')
 
 
-def ending(monkeypatch, capsys, *befalls, argv=ARGV):
-    """Train a run that something befalls: `at_call`'s arguments. Returns the exit code and what was printed."""
+def ending(monkeypatch, capsys, *disturbance, argv=ARGV):
+    """Train a run, disturbed by `at_call` with these arguments. Returns the exit code and what was printed."""
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        at_call(patch, *befalls)
+        at_call(patch, *disturbance)
         code = code_of(train_mnist.main, *argv)
     return (code, *capsys.readouterr())
 
@@ -296,13 +296,13 @@ def test_full_disk_while_a_file_grows(attentive, capsys, room, file):
     assert_nothing_is_lost(code, line, attentive)
 
 
-@pytest.mark.parametrize('befalls, told', [
+@pytest.mark.parametrize('disturbance, told', [
     ((os, 'replace', None, no_room('sample_3.gif', 1)), 'the samples were not written'),
     ((os, 'replace', None, no_room('curves.png', 1)), 'was not drawn'),
     ((Log, 'result', 1, lambda *_: (only_folder() / 'samples').touch()), 'the samples were not written')],
     ids=['no room for a sample', 'no room for the curves', 'samples is a file'])
-def test_pictures_that_cannot_be_written_keep_no_run_from_finishing(finished, monkeypatch, capsys, befalls, told):
-    code, out, _ = ending(monkeypatch, capsys, *befalls)
+def test_pictures_that_cannot_be_written_keep_no_run_from_finishing(finished, monkeypatch, capsys, disturbance, told):
+    code, out, _ = ending(monkeypatch, capsys, *disturbance)
     note, = (line for line in out.splitlines() if line.startswith('Note: '))
     assert code == 0 and told in note
     assert config_of(only_folder())['validation'] == config_of(finished)['validation']

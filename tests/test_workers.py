@@ -65,7 +65,7 @@ def test_three_workers(workplace):
     for rank in range(3):
         found = json.loads(Path(f'{rank}.json').read_text())
         assert found['gradients'] == 2 * [3 * [111.]]
-        np.testing.assert_array_equal(found['broadcast'], of_each[0])  # to the bit, float64 too
+        np.testing.assert_array_equal(found['broadcast'], of_each[0])  # bit for bit, float64 too
         np.testing.assert_array_equal(found['sum'], sum(of_each))
         assert found['any'] == [False, True]
         assert found['refused'] == [None, 'worker 2 differs from worker 0 in two']
@@ -92,8 +92,8 @@ def test_bad_environment(monkeypatch, environment, kvstore, reason):
 # Exactness: 20 steps with the same images and the same noise
 
 def assert_close(folder, other):
-    """To float tolerance: Adam moves a weight whose gradient is nearly 0 by its rounding errors too, but 20 steps of
-    0.01 take a weight up to 0.2 away."""
+    """To float tolerance: rounding alone makes Adam move a weight whose gradient is nearly 0, but 20 steps of 0.01 can
+    move one by 0.2."""
     ours, theirs = (load_file(path / 'best.safetensors') for path in (folder, other))
     for key in theirs:
         difference = np.abs(ours[key] - theirs[key])
@@ -145,7 +145,7 @@ def test_resume_with_another_number_of_workers(workplace):
 # Ends
 
 def endless_training():
-    """A launcher whose two workers train without an end, and have saved a checkpoint."""
+    """A launcher whose two workers train endlessly, and have saved a checkpoint."""
     line = launcher(2, SCRIPT, *ARGV, '-t', '1e8', '-f', '1e8', '--checkpoint_freq', '64', *DIST)
     return running(line, lambda: list(Path('results').glob('2*/checkpoint.safetensors')))
 
@@ -232,7 +232,7 @@ with workers.join('dist_sync', 5) as group:
 @pytest.mark.parametrize('victim, finished', [
     (SCHEDULER, 1), (worker(1), 0)], ids=['scheduler', 'worker'])
 def test_process_that_stands_still_is_given_up(workplace, victim, finished):
-    """MXNet would wait for ever: for a worker at the next sum, and for the scheduler at the end."""
+    """MXNet would wait forever: for a worker at the next sum, and for the scheduler at the end."""
     Path('stepping.py').write_text(STEPPING)
     with running(launcher(2, 'stepping.py'), lambda: len(list(Path().glob('ready-*'))) == 2) as process:
         os.kill(find(*victim), signal.SIGSTOP)

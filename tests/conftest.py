@@ -19,6 +19,7 @@ import mxnet as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from pictures import plot  # noqa: E402
 from small_runs import new_folder, train, write_images  # noqa: E402
 
 
@@ -34,6 +35,13 @@ def no_mirror(monkeypatch):
     """The only mirror is a local port where nobody listens, and no proxy stands before it."""
     monkeypatch.setenv('DRAW_MNIST_MIRROR', 'http://127.0.0.1:9/')
     monkeypatch.setenv('no_proxy', '*')
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing a figure takes longer than training for it."""
+    monkeypatch.setattr(plot, 'figure', lambda table: None)
+    monkeypatch.setattr(plot, 'png', lambda figure: b'a figure')
 
 
 @pytest.fixture

@@ -116,6 +116,10 @@ def assert_same_end(folder, whole):
     assert not [path for path in Path(folder).rglob('*') if path.suffix == '.tmp']
 
 
+def assert_no_run():
+    assert not os.path.exists('results') or os.listdir('results') == []
+
+
 # What disturbs a run
 
 def at_call(patch, owner, name, number, action):
@@ -142,3 +146,12 @@ def fail_with(error):
         raise error
 
     return fail
+
+
+def ending(monkeypatch, capsys, *disturbance, argv=ARGV):
+    """Train a run, disturbed by `at_call` with these arguments. Returns the exit code and what was printed."""
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_call(patch, *disturbance)
+        code = code_of(train_mnist.main, *argv)
+    return (code, *capsys.readouterr())

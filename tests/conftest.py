@@ -9,6 +9,8 @@ from pathlib import Path
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ['OMP_NUM_THREADS'] = '1'  # read once, when mxnet is imported; subprocesses inherit it
+# The only mirror is a local port where nobody listens, and no proxy stands before it.
+os.environ.update(DRAW_MNIST_MIRROR='http://127.0.0.1:9/', no_proxy='*')
 ROOT = Path(__file__).resolve().parent.parent
 os.environ['PYTHONPATH'] = str(ROOT)  # for `python -m` in subprocesses
 sys.path.insert(0, str(ROOT))
@@ -28,13 +30,6 @@ def fixed_seeds():
     """Start every test from the same NumPy and MXNet random streams."""
     np.random.seed(1)
     mx.random.seed(1)
-
-
-@pytest.fixture(autouse=True)
-def no_mirror(monkeypatch):
-    """The only mirror is a local port where nobody listens, and no proxy stands before it."""
-    monkeypatch.setenv('DRAW_MNIST_MIRROR', 'http://127.0.0.1:9/')
-    monkeypatch.setenv('no_proxy', '*')
 
 
 @pytest.fixture

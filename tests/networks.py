@@ -61,7 +61,7 @@ def to_nd(*arrays):
     return tuple(mx.nd.array(array) for array in arrays)
 
 
-def assert_same(actual, expected, rtol=1e-4, atol=1e-5, message=''):
+def assert_near(actual, expected, rtol=1e-4, atol=1e-5, message=''):
     """Equal shapes and close values. None equals None only."""
     if expected is None or actual is None:
         assert actual is None and expected is None, message

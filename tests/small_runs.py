@@ -123,7 +123,8 @@ def assert_no_run():
 # What disturbs a run
 
 def at_call(patch, owner, name, number, action):
-    """Call `action` with the same arguments before call `number` of a function or method, or before each (None)."""
+    """Call `action` with the same arguments before call `number` of a function or method, or before each (None).
+    Returns the list of calls so far."""
     function, calls = getattr(owner, name), []
 
     def counted(*args, **kwargs):
@@ -133,6 +134,7 @@ def at_call(patch, owner, name, number, action):
         return function(*args, **kwargs)
 
     patch.setattr(owner, name, counted)
+    return calls
 
 
 def send(*numbers):
@@ -150,8 +152,10 @@ def fail_with(error):
 
 def ending(monkeypatch, capsys, *disturbance, argv=ARGV):
     """Train a run, disturbed by `at_call` with these arguments. Returns the exit code and what was printed."""
+    _, _, number, _ = disturbance
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        at_call(patch, *disturbance)
+        calls = at_call(patch, *disturbance)
         code = code_of(train_mnist.main, *argv)
+    assert len(calls) >= (number or 1)  # it was disturbed
     return (code, *capsys.readouterr())

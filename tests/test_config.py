@@ -154,7 +154,16 @@ HOSTILE = {
 @pytest.mark.parametrize('case', HOSTILE)
 def test_config_of_a_stranger_is_refused(run, capsys, case):
     HOSTILE[case](run)
-    assert str(run) in fails(config.read, run)
+    assert 'run/config.json' in fails(config.read, run)
     for argument in ('--resume', '--init'):
-        assert str(run) in refusal(capsys, train_mnist.main, argument, run)
+        assert 'run/config.json' in refusal(capsys, train_mnist.main, argument, run)
     assert not os.path.exists('results')
+
+
+@pytest.mark.parametrize('changes, told', [
+    ({'latent_dim': 0}, "latent_dim: '0' is not a whole number"), ({'attention': 'yes'}, "attention is 'yes'"),
+    ({'binarization': 'fuzzy'}, "binarization is 'fuzzy'"),
+    ({'num_recurrent_units': None}, 'num_recurrent_units is None')])
+def test_the_entry_that_is_wrong_is_named(run, changes, told):
+    change_config(run, changes)
+    assert told in fails(config.read, run)

@@ -21,7 +21,7 @@ from networks import (
     T,
     assert_close,
     assert_gradients_of_the_equations,
-    assert_same,
+    assert_near,
     build,
     build_random,
     gradients,
@@ -48,9 +48,9 @@ def test_outputs_and_losses_are_those_of_the_equations(sizes, num_steps, batch):
     x_nd, eps_nd = to_nd(x, eps)
     outputs = net(x_nd, eps_nd)
     for name, actual in zip(('canvas', 'mu', 'log_sigma'), outputs):
-        assert_same(actual, expected[name], message=name)
+        assert_near(actual, expected[name], message=name)
     for name, actual, value in zip(('reconstruction', 'kl'), core.DRAWLoss()(*outputs, x_nd), expected_loss):
-        assert_same(actual, value, rtol=1e-5, atol=1e-4, message=name)
+        assert_near(actual, value, rtol=1e-5, atol=1e-4, message=name)
 
 
 @pytest.mark.parametrize('sizes', MODELS + MIXED)
@@ -75,7 +75,7 @@ def test_full_resolution_windows_are_the_network_without_attention():
     set_arrays(sharp, sharp_params)
     inputs = to_nd(*random_inputs(pixels=25))
     for actual, expected in zip(sharp(*inputs), plain(*inputs)):
-        assert_same(actual, expected.asnumpy(), rtol=1e-5, atol=1e-5)
+        assert_near(actual, expected.asnumpy(), rtol=1e-5, atol=1e-5)
 
 
 # The filterbank
@@ -95,7 +95,7 @@ def test_filterbank_equals_the_equations(N, image_shape):
     windows = np.random.RandomState(N).uniform(-1, 1, size=(40, 5)) * [1.5, 1.5, 3, 2, 2]
     windows = windows.astype(np.float32).astype(np.float64)
     for actual, expected in zip(of_arrays(windows, N, image_shape), of_oracle(windows, N, image_shape)):
-        assert_same(actual, expected, rtol=1e-3, atol=1e-5)
+        assert_near(actual, expected, rtol=1e-3, atol=1e-5)
 
 
 def gaussian_row(*squared_distances, variance):
@@ -154,7 +154,7 @@ def test_far_windows_read_the_nearest_edge(N):
 def test_clipping_changes_no_filter(window):
     """The oracle clips nothing; log sigma^2 or log delta~ is beyond the limits of core.py."""
     for actual, expected in zip(of_arrays([window], 5, SHAPE), of_oracle([window], 5, SHAPE)):
-        assert_same(actual, expected, atol=1e-5)
+        assert_near(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('image_shape, rows, columns', [
@@ -174,7 +174,7 @@ def test_reconstruction_by_hand():
     canvas = mx.nd.array([[math.log(3), -math.log(3), 0]])
     zeros = mx.nd.zeros((1, 1, 1))
     reconstruction, _ = core.DRAWLoss()(canvas, zeros, zeros, mx.nd.array([[1, 0, 0.25]]))
-    assert_same(reconstruction, np.array([2 * math.log(4 / 3) + math.log(2)]), rtol=1e-6, atol=0)
+    assert_near(reconstruction, np.array([2 * math.log(4 / 3) + math.log(2)]), rtol=1e-6, atol=0)
 
 
 def test_kl_counts_its_constant_for_every_latent_dimension():
@@ -184,9 +184,9 @@ def test_kl_counts_its_constant_for_every_latent_dimension():
     mu[0] = 1
     log_sigma[1] = math.log(2)
     steps = np.array([[3 * 0.5], [3 * (1.5 - math.log(2))]])
-    assert_same(core.kl_per_step(mx.nd, mu, log_sigma), steps, rtol=1e-5, atol=0)
+    assert_near(core.kl_per_step(mx.nd, mu, log_sigma), steps, rtol=1e-5, atol=0)
     _, kl = core.DRAWLoss()(mx.nd.zeros((1, 2)), mu, log_sigma, mx.nd.zeros((1, 2)))
-    assert_same(kl, steps.sum(axis=0), rtol=1e-5, atol=0)
+    assert_near(kl, steps.sum(axis=0), rtol=1e-5, atol=0)
 
 
 def test_loss_of_large_logits():
@@ -198,8 +198,8 @@ def test_loss_of_large_logits():
     with autograd.record():
         reconstruction, _ = core.DRAWLoss()(canvas, zeros, zeros, x)
     reconstruction.backward()
-    assert_same(reconstruction, np.array([2.75e4]), rtol=1e-6, atol=0)
-    assert_same(canvas.grad, np.array([[1, -1, 0, 0, 0.75]]), rtol=0, atol=1e-6)
+    assert_near(reconstruction, np.array([2.75e4]), rtol=1e-6, atol=0)
+    assert_near(canvas.grad, np.array([[1, -1, 0, 0, 0.75]]), rtol=0, atol=1e-6)
 
 
 # Samples and reconstructions
@@ -214,10 +214,10 @@ def test_samples_and_reconstructions_are_those_of_the_equations(sizes, hybridize
     expected = oracle.forward(params, x, eps, SHAPE, **sizes)
     names = 'canvases', 'write_windows', 'read_windows'
     for name, actual in zip(names, net.reconstruct(x_nd, eps_nd)):
-        assert_same(actual, expected[name], message=name)
+        assert_near(actual, expected[name], message=name)
     expected = oracle.forward(params, None, eps, SHAPE, **sizes)
     for name, actual in zip(names, net.generate(eps_nd)):
-        assert_same(actual, expected[name], message=name)
+        assert_near(actual, expected[name], message=name)
 
 
 # Execution modes
@@ -273,7 +273,7 @@ def test_optimize_for_calls_hybridize_as_gluon_does():
     net.optimize_for(*inputs, backend='MKLDNN', static_alloc=True)
     assert net._active
     for actual, value in zip(net(*inputs), expected):
-        assert_same(actual, value.asnumpy(), rtol=1e-5, atol=1e-6)
+        assert_near(actual, value.asnumpy(), rtol=1e-5, atol=1e-6)
 
 
 # Memory

@@ -47,6 +47,15 @@ def test_bounds_of_a_model_that_can_be_integrated(num_steps, sizes):
     assert (per_image['bound'].reshape(200, -1).mean(axis=0) > exact).all()
 
 
+def test_bounds_of_several_draws_are_means_over_them():
+    net = build(NO_ATTENTION, (3, 4), num_steps=2, units=4, latent_dim=1)
+    params.set_arrays(net, random_parameters(net))
+    evaluator = Evaluator(net, net, [mx.cpu()], 100, Alone())
+    several = evaluator.per_image(IMAGES, seed=0, num_draws=3)
+    each = [evaluator.mean(IMAGES, 0, f'evaluation {k}')[:2] for k in range(3)]
+    np.testing.assert_allclose([several[name].mean() for name in ('bound', 'reconstruction')], np.mean(each, axis=0))
+
+
 # As a user runs it
 
 @pytest.fixture

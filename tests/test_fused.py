@@ -16,6 +16,7 @@ from mxnet.gluon import nn
 
 import core
 import oracle
+from commands import python
 from conftest import ROOT
 from dataset.stream import binarize
 from dataset.synthetic import draw_synthetic
@@ -28,7 +29,7 @@ from networks import (
     assert_close,
     assert_equal,
     assert_gradients_of_the_equations,
-    assert_same,
+    assert_near,
     build,
     gradients,
     random_inputs,
@@ -73,7 +74,7 @@ def test_values_and_gradients_are_those_of_the_equations(sizes):
     net, values, sizes, x, eps = make(sizes)
     expected = oracle.forward(values, x, eps, net.image_shape, **sizes)
     for name, actual in zip(('canvas', 'mu', 'log_sigma'), FusedDRAW(net, 1)(*to_nd(x, eps))):
-        assert_same(actual, expected[name], rtol=1e-5, atol=1e-6, message=name)
+        assert_near(actual, expected[name], rtol=1e-5, atol=1e-6, message=name)
     assert_gradients_of_the_equations(net, FusedDRAW(net, 1), values, x, eps, sizes)
 
 
@@ -221,7 +222,6 @@ def test_an_edited_core_is_not_accelerated(sizes, edit, monkeypatch, capsys):
     assert 'core.py does not compute what fused/draw.c does' in capsys.readouterr().out
     with pytest.raises(cli.UserError, match='core.py'):
         accelerate(net, [mx.cpu()], 'on')
-    network._compare.cache_clear()
 
 
 @pytest.mark.parametrize('limits', ['_LOG_SIGMA2_LIMITS', '_LOG_DELTA_LIMITS'])
@@ -230,7 +230,13 @@ def test_a_clip_in_core_is_noticed(limits, monkeypatch):
     network._compare.cache_clear()
     net = build(ATTENTION)
     assert accelerate(net, [mx.cpu()]) is net
-    network._compare.cache_clear()
+
+
+def test_on_a_gpu_the_graph_computes():
+    net = build(ATTENTION)
+    assert accelerate(net, [mx.gpu()]) is net
+    with pytest.raises(cli.UserError, match='CPU'):
+        accelerate(net, [mx.gpu()], 'on')
 
 
 def test_the_comparison_draws_none_of_mxnets_random_numbers():
@@ -270,8 +276,7 @@ for sizes, in (model.values for model in MODELS):
 def run_steps(path='', **environment):
     """The checksums of outputs and gradients of all cases, computed by the library at `path` in a new process."""
     code = STEPS.format(root=str(ROOT), tests=str(ROOT / 'tests'), path=str(path))
-    done = subprocess.run([sys.executable, '-c', code], env={**os.environ, **environment}, capture_output=True,
-                          text=True)
+    done = python('-c', code, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -345,10 +350,16 @@ def test_library_is_compiled_once_and_again_if_damaged(cache):
             kept.write_bytes(b'torn')
 
 
-def test_other_flags_make_another_library(cache, monkeypatch, capsys):
+def test_other_flags_or_sources_make_another_library(cache, tmp_path, monkeypatch, capsys):
     assert compiles(capsys) and not compiles(capsys)
     monkeypatch.setattr(library, 'FLAGS', [*library.FLAGS, '-g'])
-    assert compiles(capsys) and len([*cache.iterdir()]) == 2
+    assert compiles(capsys)
+    sources = [shutil.copy(path, tmp_path) for path in library.SOURCES]
+    monkeypatch.setattr(library, 'SOURCES', sources)
+    assert not compiles(capsys)
+    with open(sources[1], 'a') as file:
+        file.write('// edited')
+    assert compiles(capsys) and len([*cache.iterdir()]) == 3
 
 
 def test_cache_that_cannot_be_written(cache, capsys):

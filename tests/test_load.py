@@ -245,7 +245,7 @@ GOOD = idx_bytes(numbered(14))
 DAMAGED = {
     'empty': b'', 'half a header': GOOD[:10], 'truncated': GOOD[:-1], 'longer': GOOD + b'\0', 'png': b'\x89PNG' + GOOD,
     'labels': idx_bytes(np.ones(9)), '255 dimensions': b'\0\0\x08\xff' + bytes(range(256)) * 4,
-    'no images': header(0, 28, 28), 'too few': idx_bytes(numbered(6)),
+    'signed': b'\0\0\x09\3' + GOOD[4:], 'no images': header(0, 28, 28), 'too few': idx_bytes(numbered(6)),
     'promises much': header(2 ** 20, 28, 28) + GOOD, 'promises more': header(*3 * [2 ** 32 - 1]) + GOOD,
     'truncated gzip': gzip.compress(GOOD)[:-9],
     'wrong checksum': gzip.compress(GOOD)[:-8] + bytes(8), 'bad gzip': gzip.compress(GOOD)[:10] + b'\xff' * 50}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mxboard import summary
 from PIL import Image
 
 import browser
@@ -16,7 +17,7 @@ from commands import python, wait_for
 from conftest import ROOT
 from dataset.load import load
 from dataset.stream import evaluation_images
-from networks import NO_ATTENTION, build
+from networks import ATTENTION, NO_ATTENTION, build
 from pictures import paint, plot
 from runs import curves, params
 from runs.log import Log
@@ -237,6 +238,23 @@ def test_tensorboard_shows_the_gradients(tensorboard, logdir):
     assert set(sizes.values()) == {sum(array.size for array in arrays.values())}
 
 
+def test_each_part_of_the_network_has_its_own_gradients(monkeypatch, tmp_path):
+    net, found = build(ATTENTION), {}
+    parts = {'initial_states': ['h_enc_0', 'c_enc_0', 'h_dec_0', 'c_dec_0'], 'read': ['read.window'],
+             'encoder': ['r_to_enc', 'h_dec_to_enc', 'h_enc_to_enc'], 'posterior': ['h_enc_to_q'],
+             'decoder': ['z_to_dec', 'h_dec_to_dec'], 'write': ['write.window', 'write.patch']}
+    for number, parameter in enumerate(params.of(net).values()):
+        parameter.grad()[:] = number
+    at_call(monkeypatch, summary, 'histogram_summary', None, lambda tag, values: found.update({tag: {*values}}))
+    log = Log(str(tmp_path), ARGUMENTS)
+    log.gradients(net, 8)
+    log.close()
+    names = [*params.of(net)]
+    assert found == {f'training_gradients/{part}': {names.index(name) for name in names
+                                                    if name.removesuffix('.weight').removesuffix('.bias') in layers}
+                     for part, layers in parts.items()}
+
+
 def test_tensorboard_shows_the_kl_of_all_steps_in_one_histogram(tensorboard, logdir):
     assert tags(tensorboard, 'histograms')['validation'] == {'time_steps/kl'}
     histograms = tensorboard('plugin/histograms/histograms', run='whole/validation', tag='time_steps/kl')
@@ -260,6 +278,6 @@ def test_tensorboard_shows_the_configuration_and_the_result(tensorboard, logdir)
 
 
 def test_table_of_any_arguments(tmp_path):
-    Log(str(tmp_path), {**ARGUMENTS, 'data_dir': 'a \udcff', 'gpus': None}).close()
+    Log(str(tmp_path), {**ARGUMENTS, 'data_dir': 'a | \udcff', 'gpus': None}).close()
     path, = (tmp_path / 'train').iterdir()
-    assert rb'a \udcff' in path.read_bytes()
+    assert rb'a \| \udcff' in path.read_bytes()

@@ -2,6 +2,7 @@
 import functools
 import hashlib
 import json
+import os
 import re
 import shlex
 
@@ -71,7 +72,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
     names, blocks = {}, [block for language, block in BLOCK.findall(README) if language == 'python']
     for block in blocks:
         exec(block, names)
-    assert blocks
+    assert names['canvases'].shape == (65, 16, 784) and names['kl'].shape == (16,)
 
 
 def slug(heading):
@@ -111,11 +112,32 @@ def test_results_are_those_of_the_shipped_models(path):
     assert np.isclose(result['kl'], result['bound'] - result['reconstruction'])
 
 
-def test_the_readme_shows_what_evaluate_prints():
+def test_the_readme_shows_what_evaluate_prints(tmp_path):
     result = {'parameters': params.BEST, 'num_images': 100, 'split': 'test', 'binarization': 'static', 'num_draws': 1,
               'bound': 77.17, 'bound_standard_error': 2.01, 'reconstruction': 49.30, 'kl': 27.87}
     for line in evaluate.report(result):
         assert f'\n{line}\n' in README
+    full = json.loads((ROOT / 'assets/draw_w_attn/evaluation.json').read_text())
+    path = evaluate.keep({**full, **result}, tmp_path)
+    assert f'\nSaved to assets/draw_w_attn/evaluations/{os.path.basename(path)}\n' in README
+
+
+def test_the_table_of_flags_has_their_defaults():
+    options = {option: action for action in config.build_parser()._actions for option in action.option_strings}
+    rows = re.findall(r'^\| (`-.*) \| (.*) \| .* \|$', README, re.MULTILINE)
+    assert len(rows) > 5
+    for names, values in rows:
+        actions = list(dict.fromkeys(options[name] for name in re.findall(r'`(--?\w+)', names)))
+        for action, value in zip(actions, re.split('[,;] ', values)):
+            assert not value[0].isdecimal() or action.default == float(value), action.dest
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_flags_in_the_text_exist(page):
+    code = ' '.join(re.findall(r'`([^`\n]+)`', BLOCK.sub('', PAGES[page])))
+    sources = ''.join(path.read_text() for pattern in ('*.py', '*/*.py') for path in ROOT.glob(pattern))
+    for flag in re.findall(r'(?<!\S)--\w+', code):
+        assert f"'{flag}'" in sources or flag in ('--samples_per_plugin', '--help'), flag  # TensorBoard's, argparse's
 
 
 def test_the_architecture_names_what_is_in_the_code():

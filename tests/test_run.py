@@ -12,9 +12,12 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+import evaluate
 import sample
 import train_mnist
 from dataset.load import load
+from dataset.stream import TrainingStream, evaluation_images
+from distributed.workers import Alone
 from networks import assert_equal
 from runs import config, params
 from runs import run as runs_run
@@ -68,6 +71,30 @@ def test_same_command_trains_the_same_run(finished):
     assert_same_end(train(), finished)
     other = train('--seed', '1', logdir='other')
     assert (other / params.BEST).read_bytes() != (finished / params.BEST).read_bytes()
+
+
+def test_flags_of_the_images_reach_them(monkeypatch, capsys):
+    found = []
+    at_call(monkeypatch, train_mnist, 'train', 1, lambda *given: found.append(given))
+    folder = train('-hh', '6', '-ww', '4', '--transpose', '--binarization', 'static', '--seed', '5')
+    (_, images, validation_images, _), = found
+    splits = load('images.npy', image_shape=(6, 4), splits=('train', 'validation'), transpose=True).splits
+    np.testing.assert_array_equal(images.batch(0, 8), TrainingStream(splits['train'], 'static', 5).batch(0, 8))
+    np.testing.assert_array_equal(validation_images, evaluation_images(splits['validation'], 'static'))
+    for command, flags in (evaluate, []), (sample, ['--reconstruct']):
+        command.main([str(folder), *flags])  # the run's own images, transposed
+        at_call(monkeypatch, command, 'load_of_run', 1, lambda *given: found.append(given[2:]))
+        command.main([str(folder), *flags, '--dataset', 'images.npy', '--transpose'])
+        assert found.pop() == (os.path.abspath('images.npy'), None, True)
+        assert '--data_dir is for' in refusal(capsys, command.main, folder, *flags, '--data_dir', 'own')
+
+
+def test_workers_compare_what_must_be_the_same(monkeypatch):
+    found = []
+    at_call(monkeypatch, Alone, 'check_same', 1, lambda group, facts: found.append(facts))
+    train()
+    assert {'seed', 'learning_rate', 'numpy', 'images'} <= found[0].keys()
+    assert not {*config.OF_EACH_WORKER} & found[0].keys()
 
 
 def test_run_ends_with_its_best_parameters(monkeypatch):
@@ -125,6 +152,7 @@ def test_larger_number_of_samples_trains_on():
     folder = train('--lr_decay', '0')
     assert resume(folder, '-t', '96') == 0
     assert config_of(folder)['resumed_with'] == f'train_mnist.py --resume {folder} -t 96'
+    assert config_of(folder)['command'].startswith('train_mnist.py --dataset')
     assert_same_end(folder, whole)
 
 
@@ -268,5 +296,11 @@ def test_run_from_a_model_continues_exactly(run, monkeypatch, capsys):
 
 def test_batch_that_cannot_be_divided_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(devices, 'contexts', lambda args: [mx.cpu(0), mx.cpu(1), mx.cpu(2)])
+    monkeypatch.setattr(train_mnist, 'load', None)  # it is refused before the images are loaded
     assert '8 images cannot be divided evenly among 3 devices' in refusal(capsys, train_mnist.main, *ARGV)
+    assert_no_run()
+
+
+def test_window_that_is_too_wide_for_the_images_is_refused(capsys):
+    assert 'shorter side (5)' in refusal(capsys, train_mnist.main, *ARGV, '--attention', '-aw', '6')
     assert_no_run()

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from system import devices
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -92,6 +94,13 @@ def test_run_that_a_signal_stops_continues_exactly(attentive, monkeypatch, capsy
     seen = checkpoint_of(only_folder())[1]['samples_seen']
     assert f'Stopped after {seen} training samples. ' in line and 'validation' not in config_of(only_folder())
     assert_continues(line, attentive)
+
+
+@pytest.mark.parametrize('flags', [['--gpu'], ['--gpus', '0,1']], ids=str)
+def test_the_command_that_continues_names_the_gpus(monkeypatch, capsys, flags):
+    monkeypatch.setattr(devices, 'contexts', lambda args: [mx.cpu()])
+    _, out, _ = ending(monkeypatch, capsys, *PHASES['later step'], send(TERM), argv=[*ARGV, *flags])
+    assert words_after('Continue with: ', out.splitlines()[-1]) == ['--resume', str(only_folder()), *flags]
 
 
 @pytest.mark.parametrize('where', [*[*PHASES.values()][1:], (paint, 'write_gifs', 1)], ids=str)

@@ -51,6 +51,27 @@ def start(*argv, num_contexts=1, group=None):
     return training, images, stream.evaluation_images(splits['validation'], args.binarization)
 
 
+# Before the first step
+
+def test_initial_parameters():
+    training, _, _ = start('--attention', '-hh', '28', '-ww', '28', '-ar', '2', '-aw', '5')
+    net, arrays = training.net, params.arrays_of(training.net)
+    for block in net.read, net.write:  # the filters overlap: halfway between two, each has a third of its height
+        window = nd.array(arrays.pop(f'{"read" if block is net.read else "write"}.window.bias')).reshape((1, 5))
+        mu_x, _, sigma2 = core.filter_centres(nd, window, block.filter_size, net.image_shape)
+        distance = (mu_x[0, 1] - mu_x[0, 0]).asscalar()
+        assert np.exp(-0.5 * (distance / 2) ** 2 / sigma2.asscalar()) > 0.3
+    for name, array in arrays.items():
+        assert name.endswith('.weight') == (array != 0).any(), name
+    limit = np.sqrt(3 / 8)  # Xavier with a fan-in of 2 * 2 * 2
+    assert 0.9 * limit < np.abs(arrays['r_to_enc.weight']).max() < limit
+
+
+def test_initial_parameters_depend_on_the_seed():
+    one, two = (params.arrays_of(start('--seed', seed)[0].net)['r_to_enc.weight'] for seed in '01')
+    assert (one != two).mean() > 0.9
+
+
 # A step
 
 def train_by_hand(training, images, num_steps):

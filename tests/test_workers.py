@@ -16,7 +16,16 @@ from commands import TIME_OUT, python
 from conftest import ROOT
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import SIZES, checkpoint_of, config_of, new_folder, only_folder, resume, train
+from small_runs import (
+    SIZES,
+    assert_same_end,
+    checkpoint_of,
+    config_of,
+    new_folder,
+    only_folder,
+    resume,
+    train,
+)
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps
@@ -91,7 +100,7 @@ def test_bad_environment(monkeypatch, environment, kvstore, reason):
 
 # Exactness: 20 steps with the same images and the same noise
 
-def assert_close(folder, other):
+def assert_nearly_same_end(folder, other):
     """To float tolerance: rounding alone makes Adam move a weight whose gradient is nearly 0, but 20 steps of 0.01 can
     move one by 0.2."""
     ours, theirs = (load_file(path / 'best.safetensors') for path in (folder, other))
@@ -127,7 +136,7 @@ def test_workers_train_as_one_process(workplace, one, num_workers):
     done = launched(num_workers, SCRIPT, '--attention', '--seed', '3', '--init', model, *ARGV, *DIST)
     assert (done.returncode, done.stderr) == (0, '')
     folder = only_folder('results')
-    assert_close(folder, whole)
+    assert_nearly_same_end(folder, whole)
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
     assert done.stdout.count('Run folder') == done.stdout.count('10 samples') == 1
 
@@ -139,7 +148,16 @@ def test_resume_with_another_number_of_workers(workplace):
     done = launched(2, SCRIPT, '--resume', folder, '-t', '96', *DIST)
     assert (done.returncode, done.stderr) == (0, '')
     assert resume(folder, '-t', '160', '--kvstore', 'device') == 0
-    assert_close(folder, train(*ARGV, '--lr_decay', '0', logdir='whole'))
+    assert_nearly_same_end(folder, train(*ARGV, '--lr_decay', '0', logdir='whole'))
+
+
+@pytest.mark.exhaustive
+def test_two_workers_resume_to_the_same_bits(workplace):
+    argv = [*ARGV, '-f', '16', '--lr_decay', '0', *DIST]
+    for total, logdir in ('96', 'whole'), ('48', 'stopped'):
+        assert launched(2, SCRIPT, *argv, '-t', total, '--logdir', logdir).returncode == 0
+    assert launched(2, SCRIPT, '--resume', only_folder('stopped'), '-t', '96', *DIST).returncode == 0
+    assert_same_end(only_folder('stopped'), only_folder('whole'))
 
 
 # Ends

@@ -2,6 +2,7 @@
 import contextlib
 import gzip
 import math
+import os
 import re
 import warnings
 from pathlib import Path
@@ -90,15 +91,30 @@ def read_numpy(path, splits):
             return {split: np.asarray(content[name]) for split, name in names.items()}  # bytes, if it is no array
 
 
+def _pictures(folder):
+    """The paths of the PNG and JPEG files in a folder and below it, and those of all others; hidden ones count as
+    neither. Raises OSError for a folder that cannot be read."""
+    def fail(error):
+        raise error
+
+    paths = []
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != '.']
+        paths += [Path(place, name) for name in names if name[0] != '.']
+    paths.sort(key=lambda path: (len(path.parts), path))  # runs recognize their images by this order
+    return [[path for path in paths if (path.suffix.lower() in PICTURES) == wanted] for wanted in (True, False)]
+
+
 def read_pictures(folder, image_shape, notes):
-    """uint8 (n, height, width) of the PNG and JPEG files in a folder, and at most two levels below it.
+    """uint8 (n, height, width) of the PNG and JPEG files in a folder and below it.
 
     They must all have the same size, unless `image_shape` is given. Adds what is done to them to the set `notes`.
     """
-    paths = [path for pattern in ('*', '*/*', '*/*/*') for path in sorted(folder.glob(pattern))
-             if path.suffix.lower() in PICTURES and '/.' not in f'/{path.relative_to(folder)}']
+    paths, others = _pictures(folder)
     if not paths:
         raise DataError(f'{folder} has neither PNG or JPEG files nor IDX files such as train-images-idx3-ubyte')
+    if others:
+        notes.add(f'read without {len(others):,} other file{"s" if len(others) > 1 else ""} (such as {others[0].name})')
     images, sizes, low, high = None, set(), 255, 0
     for i, path in enumerate(paths):
         with _reading(path), warnings.catch_warnings():
@@ -144,6 +160,9 @@ def to_grey(array, source, notes):
     if not (array.ndim == 3 or colour) or not array.size or array.dtype.kind not in 'buif':
         raise DataError(f'{source} holds {array.dtype} in the shape {array.shape}; expected images in the shape '
                         '(n, height, width), or (n, height, width, 3) with colour')
+    if colour and array.shape[3] == 4:
+        notes.add('stripped of their transparency')
+        array = array[..., :3]
     largest = 1 if array.dtype.kind in 'bf' else 255
     _check_range(source, array.min(), array.max(), largest)
     if array.dtype == np.uint8 and not colour:
@@ -153,7 +172,7 @@ def to_grey(array, source, notes):
     grey = np.empty(array.shape[:3], np.uint8)
     for start in range(0, len(array), 1000):  # in parts, to save memory
         part = array[start:start + 1000]
-        part = part[..., :3] @ (0.299, 0.587, 0.114) if colour else part  # Pillow's weights
+        part = part @ (0.299, 0.587, 0.114) if colour else part  # Pillow's weights
         grey[start:start + 1000] = np.rint(part * (255. / largest))
     return grey
 

@@ -146,6 +146,8 @@ def _read_own(path, image_shape, splits, transpose, notes):
         names = os.listdir(path) if os.path.isdir(path) else []
         parts = by_split([name for name in names if os.path.isdir(path / name)], path)
         folders = {split: path / part for split, part in parts.items()} or {'train': path}
+        if parts:  # there may be others beside them
+            notes.add(f'taken from {_and([f"{parts[split]}/" for split in SPLITS if split in parts])}')
         shape = image_shape[::-1] if image_shape and transpose else image_shape
         images = {split: read_pictures(folder, shape, notes) for split, folder in folders.items()}
     if 'train' not in images and not images.keys() >= {*splits}:

@@ -1,6 +1,8 @@
 """One's own images: what is read, what is refused, and how a run knows its images again."""
+import errno
 import gzip
 import io
+import os
 import types
 import zipfile
 
@@ -72,20 +74,41 @@ def write_pictures(folder, images, suffix='.png'):
 
 def test_a_folder_of_pictures(tmp_path):
     write_pictures(tmp_path / 'a', numbered(10))
-    write_pictures(tmp_path / 'b', numbered(4, first=10))
+    write_pictures(tmp_path / 'b' / '2026' / '11' / '29', numbered(4, first=10))
     (tmp_path / 'a' / '.hidden.png').write_bytes(b'')
     write_pictures(tmp_path / '.thumbnails', numbered(3, (4, 4)))
-    (tmp_path / 'a' / 'notes.txt').write_text('')
     assert every_number(tmp_path) == [*range(14)]
+    assert load(str(tmp_path)).lines[1] == 'The images were shuffled.'
+    (tmp_path / 'a' / 'notes.txt').write_text('')
+    assert load(str(tmp_path)).lines[1] == 'The images were read without 1 other file (such as notes.txt) and shuffled.'
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    """A run without a part of its images would look like any other."""
+    for name in 'ab':
+        write_pictures(tmp_path / name, numbered(10))
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith('b'):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    with pytest.raises(PermissionError, match=f'{tmp_path}/b'):
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize('train, test', [('train', 'test'), ('Training', 'testing')])
 def test_a_folder_for_each_split(tmp_path, train, test):
     write_pictures(tmp_path / train, numbered(12), '.JPEG')
     write_pictures(tmp_path / test / 'class' / 'of', numbered(5, first=100))
-    splits = load(str(tmp_path)).splits
+    write_pictures(tmp_path / 'cars', numbered(5))
+    images = load(str(tmp_path))
+    splits = images.splits
     assert [len(splits[split]) for split in SPLITS] == [10, 2, 5]
     assert sorted(numbers(splits['test'])) == [*range(100, 105)]
+    assert images.lines[1] == f'The images were shuffled and taken from {train}/ and {test}/.'
 
 
 def test_palettes_with_transparency_give_no_warning(tmp_path):
@@ -162,7 +185,7 @@ def test_training_images_give_the_size(tmp_path):
     np.savez(tmp_path / 'a.npz', x_test=numbered(3, (9, 8)), x_train=numbered(12, (8, 9)))
     for path in tmp_path, tmp_path / 'a.npz':
         images = load(str(path))
-        assert images.shape == (8, 9) and images.lines[1] == 'The images were resized from 9x8 and shuffled.'
+        assert images.shape == (8, 9) and images.lines[1].startswith('The images were resized from 9x8')
 
 
 @pytest.mark.parametrize('shape', [(6, 10), (24, 20), (4, 4)])
@@ -282,7 +305,7 @@ NO_IMAGES = {  # how to make a file, and what is said of it
     'text.png': (lambda path: path.write_text('0 1 2'), 'cannot identify image'),
     'cut.png': (cut_short, 'cannot be read'),
     'large.png': (lambda path: Image.new('1', (9500, 9500)).save(path), 'exceeds limit'),
-    'folder.png': (lambda path: path.mkdir(), 'Is a directory'),
+    'link.png': (lambda path: path.symlink_to(path.name), 'Too many levels of symbolic links'),
     'nothing.npy': (lambda path: path.symlink_to('nothing'), 'does not exist'),
 }
 

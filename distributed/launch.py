@@ -80,11 +80,18 @@ def run(args):
     return 2 if failed.returncode == 2 else 1
 
 
+def _hosts(text):
+    hosts = text.split(',')
+    if not all(hosts):
+        raise argparse.ArgumentTypeError(f'{text!r} has an empty name')
+    return hosts
+
+
 def parse_args(parser, argv=None):
     add = parser.add_argument
     add('--num_workers', '-n', type=cli.count, metavar='N', required=True,
         help='number of workers; each batch is divided evenly among them')
-    add('--hosts', type=lambda text: text.split(','), metavar='A,B',
+    add('--hosts', type=_hosts, metavar='A,B',
         help='start the workers on these hosts in turn, by SSH; this Python and folder must have the same paths there')
     add('--address', metavar='IP', help='address by which the hosts reach this one (default: detected)')
     add('command', metavar='SCRIPT', nargs=argparse.PARSER, help='script (NAME.py) or module, and its arguments')
@@ -97,12 +104,19 @@ def parse_args(parser, argv=None):
     return args
 
 
+def _address_for(host):
+    """The address by which a host reaches this one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(((host or '127.0.0.1').rpartition('@')[2], 9))  # sends nothing
+        return probe.getsockname()[0]
+
+
 def find_address(args):
-    """Set args.address, by which the last host reaches this one, and args.port, a free one. Raises cli.UserError."""
+    """Set args.address, by which all hosts reach this one, and args.port, a free one. Raises cli.UserError."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(((args.hosts[-1] or '127.0.0.1').rpartition('@')[2], 9))  # sends nothing
-            args.address = socket.gethostbyname(args.address or probe.getsockname()[0])  # MXNet resolves no names
+        found = [_address_for(host) for host in args.hosts]
+        address = args.address or min(found, key=lambda address: address.startswith('127.'))  # this host may be in it
+        args.address = socket.gethostbyname(address)  # MXNet resolves no names
         with socket.create_server((args.address, 0)) as probe:
             args.port = probe.getsockname()[1]
     except (OSError, UnicodeError) as error:

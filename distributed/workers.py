@@ -81,7 +81,7 @@ class Workers(Alone):
     """Several workers (--kvstore dist_sync): a context whose end waits for all of them.
 
     An exception ends the process at once, with the code of a SystemExit, or a traceback and code 1: otherwise MXNet
-    would wait for the other workers, and they for this one. Their silence for `timeout` seconds ends it too.
+    would wait for the other workers, and they for this one. So does a wait for the others of `timeout` seconds.
     """
 
     def __init__(self, timeout):
@@ -91,11 +91,12 @@ class Workers(Alone):
             raise cli.UserError(f'--kvstore dist_sync needs what distributed.launch sets ({error}); to resume in one '
                                 'process: --kvstore device') from None
         self.launcher = shlex.split(os.environ.get('DISTRIBUTED_LAUNCH', f'-m distributed.launch -n {self.size}'))
-        self._timeout, self._heard, self._keys = timeout, time.monotonic(), set()
+        self._timeout, self._waits_since, self._keys = timeout, time.monotonic(), set()
 
     def __enter__(self):
         threading.Thread(target=self._watch, daemon=True).start()
         self._kvstore = mx.kv.create('dist_sync')  # waits for all processes
+        self._waits_since = float('inf')
         if self.rank:
             self._folder = tempfile.TemporaryDirectory()
             self.scratch = self._folder.name
@@ -109,21 +110,23 @@ class Workers(Alone):
             sys.stdout.flush()
             os._exit(error.code if kind is SystemExit else 1)
         self.any(False)  # waits for the others
+        self._waits_since = time.monotonic()
         self._kvstore = None  # MXNet signs off at the scheduler
-        self._heard = float('inf')
+        self._waits_since = float('inf')
 
     def gather(self, array, number):
         table = np.zeros((number, array.nbytes), np.float32)  # of bytes: MXNet's servers round to float32
         if self.rank < number:
             table[self.rank] = np.frombuffer(array.tobytes(), np.uint8)
         sums = mx.nd.array(table)
+        self._waits_since = time.monotonic()
         self._add_up([str(table.shape)], [[sums]])
         table = sums.asnumpy().astype(np.uint8)
-        self._heard = time.monotonic()
+        self._waits_since = float('inf')
         return table.view(array.dtype).reshape(number, *array.shape)
 
     def _watch(self):
-        while time.monotonic() < self._heard + self._timeout:
+        while time.monotonic() < self._waits_since + self._timeout:
             time.sleep(0.2)
         cli.say(f'train_mnist.py: worker {self.rank} has heard nothing from the others for {self._timeout:g} seconds',
                 sys.stderr)

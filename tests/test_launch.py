@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from commands import wait_for
 from conftest import ROOT
 from distributed import launch
 from launching import SCHEDULER, SERVER, find, launched, launcher, processes, running, worker
-from small_runs import refusal
+from small_runs import fails, refusal
 
 # Scripts in place of training: one that stops when asked to, and one that waits forever.
 WAITING = '''
@@ -132,6 +133,15 @@ def test_hosts_are_reached_by_ssh(workplace, monkeypatch):
 @pytest.mark.parametrize('argv, reason', [
     (['-n', '2'], 'SCRIPT'), (['train_mnist.py'], '--num_workers'), (['-n', '0', 'data/x'], '--num_workers'),
     (['-n', '2', '--address', 'a..b', 'x.py'], '--address'), (['-n', '2', '--hosts', 'a..b', 'x.py'], '--hosts'),
+    (['-n', '2', '--hosts', 'a,', 'x.py'], 'empty name'),
     (['-n', '2', '--address', '203.0.113.1', 'x.py'], '--address')], ids=str)
 def test_bad_options_of_the_launcher(workplace, capsys, argv, reason):
     assert reason in refusal(capsys, launch.main, *argv)
+
+
+@pytest.mark.parametrize('hosts', ['ab', 'ba'])
+def test_all_hosts_can_reach_the_address(monkeypatch, hosts):
+    """Even where one of them is this host."""
+    monkeypatch.setattr(launch, '_address_for', {'a': '192.0.2.1', 'b': '127.0.0.1'}.get)
+    args = Namespace(hosts=[*hosts], address=None)
+    assert '--address' in fails(launch.find_address, args) and args.address == '192.0.2.1'  # which is not ours

@@ -82,6 +82,23 @@ def test_three_workers(workplace):
         assert found['is there'] == (rank > 0) and not os.path.exists(found['scratch'] or 'nothing')
 
 
+# Between two sums it works for longer than it would wait for others.
+BUSY = '''
+import time
+from distributed import workers
+
+with workers.join('dist_sync', 1) as group:
+    time.sleep(2.5)
+    print(group.any(True))
+'''
+
+
+def test_a_worker_that_is_busy_waits_for_nobody(workplace):
+    Path('busy.py').write_text(BUSY)
+    done = launched(1, 'busy.py')
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'True\n', '')
+
+
 WORKER = {'DMLC_ROLE': 'worker', 'DMLC_PS_ROOT_URI': '127.0.0.1', 'DMLC_PS_ROOT_PORT': '9', 'DMLC_NUM_SERVER': '1',
           'DMLC_NUM_WORKER': '2', 'DMLC_NODE_HOST': '127.0.0.1'}
 

@@ -27,7 +27,7 @@ SCRIPTS = 'train_mnist.py', 'sample.py', 'evaluate.py'
 SHORT = '--attention -hh 28 -ww 28 -s 4 -u 16 -l 4 -t 1280 -f 640 -v 64'  # after the README's flags, and instead
 NOISE = re.compile(r'Warning|Traceback|^(ERROR|DEPRECATION)', re.MULTILINE)
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PIP_DISABLE_PIP_VERSION_CHECK': '1',
-               'PYTHONDONTWRITEBYTECODE': '1', 'no_proxy': '*'}
+               'PYTHONDONTWRITEBYTECODE': '1', 'no_proxy': '127.0.0.1'}
 
 
 def find(version):

@@ -33,6 +33,8 @@ def compact_model(run, folder):
     """Write the model of a run in half precision, and its config.json without the paths of this machine."""
     net, stored, _ = params.load_run(run)
     kept = {name: stored[name] for name in ('images', 'versions', 'validation') if name in stored}
+    if kept.get('validation', {}).get('samples_seen', 0) < stored['arguments'].num_train_samples:
+        kept.pop('validation', None)  # the result of a shorter run, whose best parameters may have been replaced
     name = os.path.basename(stored['arguments'].dataset)  # of a path
     own = {flag: value for flag, value in vars(stored['arguments']).items() if flag not in _PATHS}
     kept['arguments'] = {**own, 'dataset': name}

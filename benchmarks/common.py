@@ -20,10 +20,10 @@ def add_flags(parser, sizes=(*SIZES,), count=int):
                         help=f'timed blocks of {_STEPS_PER_BLOCK} training steps')
 
 
-def parse_args(parser, argv=None):
+def parse_args(parser, argv=None, count=int):
     """The command line of a program that times one training step."""
     parser.add_argument('--attention', action='store_true', help='read and write with selective attention')
-    add_flags(parser)
+    add_flags(parser, count=count)
     return parser.parse_args(argv)
 
 

@@ -93,7 +93,7 @@ def main(argv=None):
     parser.add_argument('--fused', choices=('on', 'off'), default='on', help='use the operator in fused/, or not')
     parser.add_argument('--compile', action='store_true', help='compile the operator anew, and forget it')
     parser.add_argument('--profile', action='store_true', help='time the parts of a step instead')
-    own = common.parse_args(parser, argv)
+    own = common.parse_args(parser, argv, cli.count)
     args = config.parse_args([*common.size_flags(own), '--fused', own.fused])
     args.blocks = own.blocks
     with cli.one_line(parser), tempfile.TemporaryDirectory() as folder:

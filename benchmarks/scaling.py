@@ -49,6 +49,7 @@ def main(argv=None):
     args = config.parse_args(argv, __doc__)
     args.input_height, args.input_width = config.image_shape(args) or (28, 28)
     with cli.one_line(config.build_parser()), workers.join(args.kvstore, args.sync_timeout) as group:
+        config.check_sizes(args)
         result = measure(args, group)
         if group.rank == 0:
             print(json.dumps(result))

@@ -30,7 +30,8 @@ def load():
         try:
             return _load(compiler)
         except (OSError, AttributeError, subprocess.SubprocessError) as error:
-            output = (getattr(error, 'stderr', None) or str(error)).strip().splitlines() or ['no message']
+            said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ''  # bytes after a time-out
+            output = (said or str(error)).strip().splitlines() or ['no message']
             reason = next((line for line in output if 'error' in line), output[-1])
             failure = f'{compiler} cannot compile it ({reason})'
     raise Unavailable(failure)

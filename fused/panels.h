@@ -65,7 +65,7 @@ INLINE void dot(lanes* sum, const float* x, const float* y, long n) {  // n is a
     for (int j = 0; j < LANES / VL; j++) sum->v[j] += load(x + k + j * VL) * load(y + k + j * VL);
 }
 INLINE float total(const lanes* sum) {
-  typedef float four __attribute__((vector_size(16), may_alias));
+  typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
   const four* x = (const four*)sum;
   four s = (x[0] + x[2]) + (x[1] + x[3]);
   return (s[0] + s[2]) + (s[1] + s[3]);

@@ -26,10 +26,14 @@ def _lines(path):
 
 
 def read(path):
-    """The points in a CSV file, a structured array of text in the column `split` and of float in all others."""
-    header, *lines = _lines(path)
-    kinds = [(name, 'U10' if name == 'split' else float) for name in header.strip().split(',')]
-    return np.array([tuple(text.strip().split(',')) for text in lines], kinds)
+    """The points in a CSV file, a structured array of text in the column `split` and of float in all others. Raises
+    OSError and cli.UserError."""
+    try:
+        header, *lines = _lines(path)
+        kinds = [(name, 'U10' if name == 'split' else float) for name in header.strip().split(',')]
+        return np.array([tuple(text.strip().split(',')) for text in lines], kinds)
+    except ValueError as error:
+        raise cli.UserError(f'{path} is damaged: {error}') from None
 
 
 def truncate(path, columns, seen):

@@ -1,6 +1,7 @@
 """assets/make.py: the compact models and the pictures of the README."""
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import sample
 from assets import make
 from networks import assert_equal
 from runs import curves, params
-from small_runs import config_of, refusal
+from small_runs import change_config, config_of, refusal
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,9 @@ def test_the_model_is_compact_and_names_no_path_of_this_machine(made, run):
     assert set(dataset) == {Path(config_of(run)['images']['dataset']).name}
     assert os.sep not in json.dumps(config)
     assert config['validation'] == config_of(run)['validation']
+    change_config(run, {'num_train_samples': 96})  # it was resumed
+    make.compact_model(str(run), made / 'model')
+    assert 'validation' not in config_of(made / 'model')
 
 
 def test_kl_figure_shows_the_table():
@@ -74,8 +78,11 @@ def test_curves_stand_beside_the_papers():
 
 @pytest.mark.parametrize('argv, message', [
     ([], 'required: RUN NAME'), (['run', 'model', 'other'], "'other' has no NAME"), (['RUN', '../a'], 'not a plain'),
-    (['RUN', 'model', 'nowhere', 'other'], 'nowhere'), (['RUN', 'model', 'unvalidated', 'other'], 'curves.csv')])
+    (['RUN', 'model', 'nowhere', 'other'], 'nowhere'), (['RUN', 'model', 'unvalidated', 'other'], 'curves.csv'),
+    (['RUN', 'model', 'damaged', 'other'], 'damaged/curves.csv is damaged')])
 def test_bad_arguments_make_nothing(made, run, capsys, argv, message):
+    shutil.copytree(run, 'damaged')
+    Path('damaged/curves.csv').write_text('samples_seen,split\n1,train\nx,train\n')
     Path('unvalidated').mkdir()
     for name in ('config.json', 'best.safetensors'):
         (Path('unvalidated') / name).write_bytes((run / name).read_bytes())

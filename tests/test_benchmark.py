@@ -15,6 +15,7 @@ from benchmarks import chart, common, draw_gluon, limits, scaling, throughput
 from distributed.workers import Alone
 from runs import config, params
 from runs.training import Training
+from small_runs import refusal
 
 TINY = {'batch_size': 3, 'input_height': 4, 'input_width': 5, 'num_steps': 2, 'num_recurrent_units': 6,
         'latent_dim': 2, 'read_size': 2, 'write_size': 3}
@@ -123,3 +124,9 @@ def test_bad_input_gets_one_line(flags, words, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit, match='2'):
         throughput.main([str(tmp_path / 'r.json'), *flags])
     assert words in (error := capsys.readouterr().err) and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('program, flags, words', [
+    (draw_gluon, ['--blocks=0'], '--blocks'), (scaling, ['--attention', '-ar', '40'], '--read_size')])
+def test_bad_sizes_get_one_line(program, flags, words, capsys):
+    assert words in refusal(capsys, program.main, *flags)

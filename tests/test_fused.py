@@ -39,6 +39,7 @@ from networks import (
     to_nd,
 )
 from runs import params
+from small_runs import fail_with
 
 # (height, width), T, units, latent dimensions, batch, read filters, write filters
 CASES = [((5, 7), 3, 6, 4, 3, 2, 3), ((9, 4), 1, 33, 17, 1, 1, 1), ((17, 35), 2, 40, 70, 5, 17, 4),
@@ -208,6 +209,12 @@ def test_other_networks_are_not_accelerated(make_net, capsys):
     net = make_net()
     assert accelerate(net, [mx.cpu()]) is net
     assert capsys.readouterr().out.count('\n') == 1
+
+
+def test_a_compiler_that_never_ends_is_given_up(cache, monkeypatch):
+    monkeypatch.setattr(library, '_load', fail_with(subprocess.TimeoutExpired('cc', 300, stderr=b'a warning')))
+    with pytest.raises(library.Unavailable, match='timed out'):
+        library.load()
 
 
 @pytest.mark.parametrize('sizes', MODELS)

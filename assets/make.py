@@ -1,14 +1,14 @@
-"""Make compact models and the README's pictures from runs.
+"""Make a compact model and the README's pictures from a run.
 
-    python -m assets.make RUN NAME [RUN NAME ...]
+    python -m assets.make RUN NAME
 
-Of each run, beside this file:
+Beside this file:
     NAME/                     best.safetensors in half precision,
                               and config.json without paths
     NAME_grid.gif             a hundred samples of seed 0
     NAME_reconstructions.png  the first four test images
     NAME_kl.png               the KL of every time step
-and curves.png, the validation bounds of all runs on MNIST.
+    curves.png                the validation bound, of a run on MNIST
 """
 import os
 
@@ -55,16 +55,14 @@ def kl_figure(table):
     return figure
 
 
-def curves_figure(bounds):
-    """Validation bounds over training, [(with attention?, table of curves.csv)], beside the paper's."""
+def curves_figure(attention, table):
+    """The validation bound over training beside the paper's; `table` is that of curves.csv."""
     figure, axes = _new_figure('validation bound,\nnats per image')
-    for attention, table in bounds:
-        label, colour = f'{"with" if attention else "without"} attention', 'C0' if attention else 'C1'
-        axes.plot(table['samples_seen'], table['bound'], color=colour, label=label)
-        axes.axhline(_PAPER[attention], color=colour, linestyle='--',
-                     label=f'the paper, {label}, test images: {_PAPER[attention]:.2f}')
-    highest = max(table['bound'].max() for _, table in bounds)
-    axes.set_ylim(min(_PAPER.values()) - 1, min(highest + 1, max(table['bound'][-1] for _, table in bounds) + 50))
+    label = f'{"with" if attention else "without"} attention'
+    axes.plot(table['samples_seen'], table['bound'], label=label)
+    axes.axhline(_PAPER[attention], color='C0', linestyle='--',
+                 label=f'the paper, {label}, test images: {_PAPER[attention]:.2f}')
+    axes.set_ylim(min(_PAPER.values()) - 1, min(table['bound'].max() + 1, table['bound'][-1] + 50))
     figure.legend(loc='outside upper center', ncols=2)
     return figure
 
@@ -107,22 +105,17 @@ def make(run, name, images, kl_t):
 
 def main(argv=None):
     parser = cli.Parser('python -m assets.make', __doc__)
-    parser.add_argument('pairs', nargs='+', metavar='RUN NAME', help='folder of a run, and the name of its model')
-    pairs = parser.parse_args(argv).pairs
-    if len(pairs) % 2:
-        parser.error(f'{pairs[-1]!r} has no NAME')
-    runs = dict(zip(pairs[1::2], pairs[::2]))
-    for name in runs:
-        if name != os.path.basename(name) or name in ('', '.', '..'):
-            parser.error(f'{name!r} is not a plain name')
+    parser.add_argument('run', metavar='RUN', help='folder of a run')
+    parser.add_argument('name', metavar='NAME', help='name of its model')
+    args = parser.parse_args(argv)
+    if args.name != os.path.basename(args.name) or args.name in ('', '.', '..'):
+        parser.error(f'{args.name!r} is not a plain name')
     with cli.one_line(parser), style.context('default'):
-        found = {name: read(run) for name, run in runs.items()}  # all, before anything is written
-        for name, (_, images, _, kl_t) in found.items():
-            make(runs[name], name, images, kl_t)
-        arguments = [(stored['arguments'], bounds) for stored, _, bounds, _ in found.values()]
-        bounds = [(each.attention, table) for each, table in arguments if each.dataset == 'mnist']
-        if bounds:
-            files.write_whole(os.path.join(FOLDER, 'curves.png'), plot.png(curves_figure(bounds)))
+        stored, images, bounds, kl_t = read(args.run)  # all, before anything is written
+        make(args.run, args.name, images, kl_t)
+        if stored['arguments'].dataset == 'mnist':
+            figure = curves_figure(stored['arguments'].attention, bounds)
+            files.write_whole(os.path.join(FOLDER, 'curves.png'), plot.png(figure))
 
 
 if __name__ == '__main__':

@@ -26,17 +26,12 @@ from runs.training import Training, check_batch_size
 _NUM_IMAGES = 1000
 
 
-def training_images(args):
-    """A stream of random images, as train_mnist.py reads them."""
-    intensities = (255 * common.random_images(args, _NUM_IMAGES)).astype('uint8')
-    return stream.TrainingStream(intensities, args.binarization, args.seed)
-
-
 def make_step(args, group=None):
     """A `Training`, and a function that makes one step of train_mnist.py."""
     contexts, group = devices.contexts(args), group or workers.Alone()
     check_batch_size(args, contexts, group)
-    training, images = Training(args, contexts, group), training_images(args)
+    intensities = (255 * common.random_images(args, _NUM_IMAGES)).astype('uint8')
+    training, images = Training(args, contexts, group), stream.TrainingStream(intensities, args.binarization, args.seed)
     return training, lambda: train_mnist.step(training, images)
 
 

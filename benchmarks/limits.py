@@ -1,5 +1,6 @@
 """How fast a training step can be: its matrix products, and the rates at which the processor multiplies and adds."""
 import ctypes
+import math
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from system import cli
 
 from mxnet import nd
 
+from benchmarks import common
 from fused import library
 
 _REPEATS = 20
@@ -20,19 +22,13 @@ def multiply_adds(args):
     Those of Eqns. 1-8, 21 and 27-29. The backward pass has two products for each one of the forward pass, but one where
     x is a factor. Products that stand for elementwise work (the filters, expansions) are not counted.
     """
-    units, latent_dim, N, M = args.num_recurrent_units, args.latent_dim, args.read_size, args.write_size
-    height, width = args.input_height, args.input_width
-    per_image, per_step = 0, units * 2 * latent_dim + (latent_dim + units) * 4 * units   # Eqns. 1-2, 7
+    N, M, height, width = args.read_size, args.write_size, args.input_height, args.input_width
+    per_step = {name: math.prod(shape) for name, shape in common.parameter_shapes(args).items() if 'weight' in name}
+    per_image = per_step.pop('x_to_enc.weight', 0)                                       # Eqn. 5: x, once
     if args.attention:
-        per_step += (2 * N * N + 2 * units) * 4 * units                                  # Eqn. 5
-        per_step += 2 * 5 * units + units * M * M                                        # Eqn. 21 twice, w_t
-        per_step += 2 * (N * height * width + N * width * N)                             # Eqn. 27, for x and x_hat
-        per_step += M * M * width + height * M * width                                   # Eqn. 29
-    else:
-        num_pixels = height * width
-        per_image = num_pixels * 4 * units                                               # Eqn. 5: x, once
-        per_step += (num_pixels + 2 * units) * 4 * units + units * num_pixels            # Eqns. 5, 18
-    return args.batch_size * (2 * per_image + 3 * args.num_steps * per_step)
+        per_step['read'] = 2 * (N * height * width + N * width * N)                      # Eqn. 27, for x and x_hat
+        per_step['write'] = M * M * width + height * M * width                           # Eqn. 29
+    return args.batch_size * (2 * per_image + 3 * args.num_steps * sum(per_step.values()))
 
 
 def peak_rate(threads):

@@ -1,9 +1,4 @@
-"""What a run records: events for TensorBoard, and its numbers as CSV files.
-
-RUN/train/, RUN/validation/   event files; if both have a tag, TensorBoard draws it in one chart
-RUN/curves.csv, curves.png    curves.COLUMNS at every point; bound, reconstruction and KL as a picture
-RUN/kl_per_step.csv           samples_seen, kl_1 .. kl_T: the analytic KL of each time step at every validation
-"""
+"""What a run records: events for TensorBoard, and its numbers as CSV files (docs/architecture.md lists them)."""
 import os
 
 from system import cli, files

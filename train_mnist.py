@@ -1,7 +1,7 @@
 """Train DRAW with Gluon, and log the run to TensorBoard.
 
   python train_mnist.py --attention           # on MNIST
-  python train_mnist.py --dataset ~/photos    # your images
+  python train_mnist.py --dataset ~/photos -hh 28 -ww 28
   python train_mnist.py --resume results/RUN  # continue
 """
 import os
@@ -40,7 +40,10 @@ def step(training, images):
 
 def train(training, images, validation_images, run):
     """Train until args.num_train_samples are seen. Raises Stopped (after a signal), NotFinite, OSError."""
-    args, recent, mark = training.args, [], time.perf_counter()
+    args, recent = training.args, []
+    if args.init and training.best_bound == np.inf:
+        validate(training, validation_images[:args.num_val_samples], run)  # the run ends no worse than it began
+    mark = time.perf_counter()
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
 
     def is_due(frequency):
@@ -77,7 +80,7 @@ def validate(training, images, run):
     run.log.kl_per_step(training.seen, kl_t)
     run.log.gradients(training.net, training.seen)
     run.log.pictures(training.net, images, training.seen)
-    cli.say(f'{training.seen:>11,} samples: validation bound {bound:.2f} nats')
+    cli.say(f'{training.seen:>11,} training samples: validation bound {bound:.2f} nats')
     is_best = bool(bound < training.best_bound)
     training.best_bound = min(bound, training.best_bound)
     run.save_checkpoint(is_best)
@@ -107,7 +110,7 @@ def finish(training, images, run):
         samples = f'Note: the samples were not written: {cli.reason(error)}'
     run.finish(result)
     cli.say(f'Negative variational bound of best.safetensors on all {len(images):,} validation images: '
-            f'{bound:.2f} nats (reconstruction {reconstruction:.2f}, KL {bound - reconstruction:.2f}).\n{samples}')
+            f'{bound:.2f} nats (reconstruction {reconstruction:.2f}, KL {bound - reconstruction:.2f})\n{samples}')
 
 
 def main(argv=None):
@@ -130,7 +133,8 @@ def main(argv=None):
             training = Training(args, contexts, group)
             training.restore(run.checkpoint(training.net) or initial)
             if run.is_complete(training):
-                cli.say(f'{cli.shown(run.folder)} is complete. To train further, give a larger --num_train_samples.')
+                cli.say(f'{cli.shown(run.folder)} is complete. To train further, give a larger --num_train_samples: '
+                        'the learning rate rises again, and falls until the new end.')
                 return 0
             run.begin(training)
             train(training, images, validation_images, run)

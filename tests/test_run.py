@@ -1,5 +1,6 @@
 """A run from beginning to end, resumed, and from another run's model."""
 import errno
+import itertools
 import os
 import shlex
 import shutil
@@ -143,7 +144,8 @@ def test_complete_run_says_so_and_changes_nothing(run, capsys):
     assert resume(run) == resume(run, '-t', '32') == 0  # a run does not get shorter
     out, err = capsys.readouterr()
     assert not err
-    assert out.splitlines()[-1] == f'{run} is complete. To train further, give a larger --num_train_samples.'
+    assert out.splitlines()[-1] == f'{run} is complete. To train further, give a larger --num_train_samples: ' \
+        'the learning rate rises again, and falls until the new end.'
     assert contents(run) == before
 
 
@@ -276,22 +278,29 @@ def test_init_takes_the_parameters_and_nothing_else(run, monkeypatch):
         folder = train('--init', run, '--seed', '5', '--binarization', 'static', logdir='new')
     (arrays, seen, best_bound), = found
     assert_equal(arrays, given)
-    assert seen == 0 and best_bound == np.inf
+    assert seen == 0 and best_bound < 24
     assert config_of(folder)['arguments']['init'] == str(Path.cwd() / run)
 
 
 def test_run_from_a_model_continues_exactly(run, monkeypatch, capsys):
-    """It needs that model only before its first checkpoint."""
+    """It needs that model only at its beginning."""
     argv = [*ARGV, '--init', str(run), '--checkpoint_freq', '16']
     whole = train(*argv, logdir='whole')
     full = fail_with(MemoryError('full'))
     ending(monkeypatch, capsys, Training, 'update', 2, full, argv=[*argv, '--logdir', 'early'])
-    assert not (only_folder('early') / params.CHECKPOINT).exists() and resume(only_folder('early')) == 0
-    assert_same_end(only_folder('early'), whole)
     ending(monkeypatch, capsys, Training, 'update', 4, send(SIGTERM), argv=[*argv, '--logdir', 'late'])
+    assert [checkpoint_of(only_folder(name))[1]['samples_seen'] for name in ('early', 'late')] == [0, 32]
     shutil.rmtree(run)
-    assert resume(only_folder('late')) == 0
-    assert_same_end(only_folder('late'), whole)
+    for name in 'early', 'late':
+        assert resume(only_folder(name)) == 0
+        assert_same_end(only_folder(name), whole)
+
+
+def test_run_from_a_model_ends_no_worse_than_it_began(run, monkeypatch):
+    bounds = itertools.count(5.)
+    monkeypatch.setattr(Training, 'validate', lambda *_: (next(bounds), 1., np.ones(2)))
+    folder = train('--init', run, logdir='new')
+    assert (folder / params.BEST).read_bytes() == (run / params.BEST).read_bytes()
 
 
 def test_batch_that_cannot_be_divided_is_refused(monkeypatch, capsys):

@@ -26,7 +26,8 @@ def parse_args(parser, argv=None):
         help='draws of z for each image; with more than one, the importance-weighted bound too')
     add('--num_images', '-n', type=cli.count, metavar='N', help='only the first N images (default: all)')
     add('--split', choices=SPLITS, default='test', help='part of the data set')
-    add('--dataset', type=dataset_name, metavar='NAME|PATH', help="images other than the run's, see train_mnist.py")
+    add('--dataset', type=dataset_name, metavar='NAME|PATH',
+        help="images other than the run's, see train_mnist.py; of a folder without test/, the last seventh is used")
     add('--data_dir', type=cli.path, metavar='DIR', help="folder of the data set's files (default: the run's)")
     add('--transpose', action='store_true', help='with --dataset: swap rows and columns')
     add('--binarization', choices=('static', 'threshold'),
@@ -71,7 +72,8 @@ def report(result):
         error = result[f'{name}_standard_error']
         return f'{result[name]:.2f}{"" if error is None else f" +- {error:.2f}"} nats'
 
-    yield (f'Negative variational bound of {result["parameters"]} on {result["num_images"]:,} {result["split"]} images '
+    split = result['split'].replace('train', 'training')
+    yield (f'Negative variational bound of {result["parameters"]} on {result["num_images"]:,} {split} images '
            f'({result["binarization"]} binarization): {nats("bound")} '
            f'(reconstruction {result["reconstruction"]:.2f}, KL {result["kl"]:.2f})')
     if result['num_draws'] > 1:

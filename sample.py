@@ -35,7 +35,7 @@ def parse_args(parser, argv=None):
         help='one picture of all images instead: FILE.gif shows them being painted, FILE.png finished')
     output.add_argument('--steps', type=cli.path, metavar='FILE',
         help='one picture instead, FILE.png: a row of ten time steps for each image')
-    devices.add_flags(parser, fused=False)
+    devices.add_flags(parser, painting=True)
     args = parser.parse_args(argv)
     if (args.dataset or args.data_dir) and not args.reconstruct:
         parser.error('arguments --dataset and --data_dir need --reconstruct')
@@ -43,6 +43,8 @@ def parse_args(parser, argv=None):
         parser.error('argument --transpose needs --dataset')
     args.run = args.run or PRETRAINED
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
+    if args.output_dir and args.output_dir.lower().endswith(('.gif', '.png')):
+        parser.error('argument --output_dir is a folder; for one picture: --grid FILE.png (-n 1: of one image)')
     if args.file and not args.file.lower().endswith(suffixes):
         parser.error(f'{args.file!r} is not a file name that ends in {" or ".join(suffixes)}')
     if args.file and os.path.isdir(args.file):

@@ -139,6 +139,8 @@ def read_pictures(folder, image_shape, notes):
             images = np.empty((len(paths), *(image_shape or grey.shape)), np.uint8)
         images[i] = resize(grey[None], images.shape[1:]).reshape(images.shape[1:])
         low, high = min(low, grey.min()), max(high, grey.max())
+    if high < 128 and any('transparency' in note for note in notes):
+        raise DataError(f'{folder} has images that are dark without their transparency; paint white on black instead')
     _check_range(folder, low, high, 255)
     if sizes != {'x'.join(map(str, images.shape[1:]))}:
         notes.add(f'resized from {sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes"}')

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from system import cli
 
 from dataset import mnist
-from dataset.formats import by_split, find, read, read_numpy, read_pictures, to_grey
+from dataset.formats import PICTURES, by_split, find, read, read_numpy, read_pictures, to_grey
 from dataset.images import DataError, resize, sha256
 from dataset.noise import generator
 from dataset.synthetic import draw_synthetic
@@ -121,7 +121,8 @@ def same_images(recorded, facts):
         raise DataError('the images of the run were {}; these are {}'.format(*(
             f'{_count(each, both)} images of {each["height"]}x{each["width"]} from {each["path"] or "Pillow"} '
             f'({_LABELS.get(each["dataset"], "own images")}, SHA-256 '
-            f'{", ".join(each["splits"][split]["sha256"][:8] for split in both)})' for each in (recorded, facts))))
+            f'{", ".join(each["splits"][split]["sha256"][:8] for split in both)})' for each in (recorded, facts)))
+            + '; to use these, name them: --dataset PATH (and --init RUN to train on them)')
 
 
 def _read_known(name, folder, splits):
@@ -138,6 +139,8 @@ def _read_own(path, image_shape, splits, transpose, notes):
     """{split: uint8 (n, height, width)}, with `splits` at least. Adds what is done to the images to the set `notes`."""
     if not os.path.exists(path):
         raise DataError(f'{path} does not exist; --dataset is one of {", ".join(DATASETS)}, or the path of your images')
+    if path.suffix.lower() in PICTURES and os.path.isfile(path):
+        raise DataError(f'{path} is one picture: give the folder of your pictures')
     if path.suffix.lower() in ('.npy', '.npz'):
         images = {split: to_grey(array, path, notes) for split, array in read_numpy(path, SPLITS).items()}
     elif files := _find_set(path):
@@ -153,7 +156,8 @@ def _read_own(path, image_shape, splits, transpose, notes):
     if 'train' not in images and not images.keys() >= {*splits}:
         raise DataError(f'{path} has images for {_and([*images])}, but none for training')
     if 'train' in images and len(images['train']) < 7:
-        raise DataError(f'{path} has too few images for training: {len(images["train"])}')
+        raise DataError(f'{path} has too few images for training: {len(images["train"])}; to use all of them for '
+                        'reconstructions or bounds, put them into a folder test/ in it')
     notes.update(['shuffled', 'transposed'] if transpose else ['shuffled'])
     for split, array in images.items():
         order = generator(0, 'own images', SPLITS.index(split)).permutation(len(array))

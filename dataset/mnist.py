@@ -5,6 +5,7 @@ import os
 from system import cli, files
 
 import numpy as np
+import requests
 
 from dataset.formats import PICTURES, find, parse_idx, read, read_numpy
 from dataset.images import DataError, sha256
@@ -46,7 +47,7 @@ def load_known(name, folder, split):
         raise DataError(f"{there[0]}: these are not {LABELS[name]}'s files; name their folder with --data_dir; "
                         'for your own images: --dataset PATH')
     expected = 'binarized_mnist_train.amat, _valid and _test, or an .npz' if name == 'fixed_mnist' else FILES[split]
-    raise DataError(f'{LABELS[name]} is not in {folder}: put {expected} there')
+    raise DataError(f'{LABELS[name]} is not in {folder}: put {expected} there, or name its folder with --data_dir')
 
 
 def _recognize(name, folder, split):
@@ -69,8 +70,6 @@ def _recognize(name, folder, split):
 
 def _download(folder, split):
     """Put MNIST's file of a split into a folder, and return its images."""
-    import requests  # only here, since importing it takes a quarter of a second
-
     place = folder if folder.suffix == '.npz' else next(filter(os.path.exists, (folder, *folder.parents)))
     if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
         raise DataError(f'MNIST is not in {folder}, and {place} is not a folder that can be written to; name the '
@@ -90,7 +89,7 @@ def _download(folder, split):
             if sha256(images) != CHECKSUMS['mnist'][split]:
                 raise ValueError("not MNIST's file: its checksum differs")
         except Exception as error:  # a server can cause any of them
-            failure = f'{url}: {" ".join(str(error).split()):.200}'
+            failure = f'{url}: {" ".join(str(error).split())[-200:]}'  # the cause comes last
         else:
             folder.mkdir(parents=True, exist_ok=True)
             files.write_whole(folder / FILES[split], content)

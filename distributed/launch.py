@@ -1,10 +1,13 @@
 """Start a run of several workers, watch over it, and leave no process behind.
 
     python -m distributed.launch -n 2 train_mnist.py --attention --kvstore dist_sync
-    python -m distributed.launch -n 4 --hosts a,b train_mnist.py --kvstore dist_sync     # a and b by SSH
+    python -m distributed.launch -n 4 --hosts a,b train_mnist.py --kvstore dist_sync
 
-Starts the workers, and MXNet's parameter server: a scheduler here and a server on every host. MXNet does not notice
-when one of these processes dies; the launcher then ends all of them.
+The second line starts the workers on the hosts a and b by SSH.
+
+Starts the workers, and MXNet's parameter server: a scheduler here and a server
+on every host. MXNet does not notice when one of these processes dies; the
+launcher then ends all of them.
 """
 import argparse
 import contextlib

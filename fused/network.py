@@ -32,7 +32,7 @@ def accelerate(net, contexts, fused='auto'):
     except library.Unavailable as error:
         if fused == 'on':
             raise cli.UserError(f'argument --fused: {error}') from None
-        cli.say(f'The fused operator cannot be used: {error}. Without it, training takes two to four times as long; '
+        cli.say(f'The fused operator cannot be used: {error}. Without it, this takes two to four times as long; '
                 '--fused off hides this line.')
     return net
 

@@ -1,5 +1,6 @@
 """The flags of train_mnist.py, and config.json, in which a run keeps them."""
 import argparse
+import glob
 import os
 
 from system import cli, devices, files
@@ -30,8 +31,10 @@ def build_parser(doc=''):
     add('--binarization', choices=BINARIZATIONS, default='dynamic',
         help='draw pixels anew at each use (dynamic) or once (static), or set those above 0.5 (threshold)')
     add('--transpose', action='store_true', help='swap rows and columns, as EMNIST needs')
-    add('--input_height', '-hh', type=cli.count, metavar='N', help="pixels (default: the images' own)")
-    add('--input_width', '-ww', type=cli.count, metavar='N', help="pixels (default: the images' own)")
+    add('--input_height', '-hh', type=cli.count, metavar='N',
+        help='height in pixels, to which the images are stretched (default: their own)')
+    add('--input_width', '-ww', type=cli.count, metavar='N',
+        help='width in pixels, to which the images are stretched (default: their own)')
     add = parser.add_argument_group('model').add_argument
     add('--attention', action='store_true', help='read and write with selective attention')
     add('--read_size', '-ar', type=cli.count, metavar='N',
@@ -41,7 +44,8 @@ def build_parser(doc=''):
     add('--num_steps', '-s', type=cli.count, metavar='N', default=64, help='time steps T')
     add('--num_recurrent_units', '-u', type=cli.count, metavar='N', default=256, help='hidden units of each LSTM')
     add('--latent_dim', '-l', type=cli.count, metavar='N', default=100, help='dimensions of z_t')
-    add = parser.add_argument_group('training').add_argument
+    training = parser.add_argument_group('training')
+    add = training.add_argument
     add('--num_train_samples', '-t', type=cli.count, metavar='N', default=1000000,
         help='training samples to see, rounded up to whole batches; 1e6 also works')
     add('--batch_size', '-b', type=cli.count, metavar='N', default=64, help='images per batch, over all devices')
@@ -54,9 +58,10 @@ def build_parser(doc=''):
         help="training samples over which the KL's weight grows from 0 to 1; 1: no warm-up "
              f'(default: {KL_WARMUP}, or 1 with --init)')
     add('--seed', type=cli.seed, metavar='N', default=0, help='random seed (weights, data order, binarization, noise)')
+    add = training.add_mutually_exclusive_group().add_argument
     add('--init', type=cli.path, metavar='RUN',
         help="start a new run from another run's best parameters, with its model's sizes and, unless --dataset names "
-             'others, its images')
+             'others, its images; a lower --learning_rate than its own disturbs it less')
     add('--resume', type=cli.path, metavar='RUN',
         help='continue this run; only these flags may change: ' + ', '.join(MAY_CHANGE))
     add = parser.add_argument_group('validation and log').add_argument
@@ -69,7 +74,7 @@ def build_parser(doc=''):
     add('--logdir', type=cli.path, metavar='DIR', default='results', help="folder in which runs' folders are created")
     add('--name', metavar='NAME',
         help="end of the name of the run's folder (default: attention or no_attention)")
-    group = parser.add_argument_group('devices')
+    group = parser.add_argument_group('devices', 'OMP_NUM_THREADS=N in the environment limits the threads.')
     devices.add_flags(group)
     group.add_argument('--kvstore', choices=('local', 'device', 'dist_sync'), default='device',
                        help='where gradients are summed: on the CPU (local), on the devices (device), or on the '
@@ -94,7 +99,7 @@ def parse_args(argv=None, doc=''):
         for name in sorted(fixed):
             if getattr(given, name) != stored[name]:
                 parser.error(f'argument --{name}: {getattr(given, name)} contradicts {stored[name]} of '
-                             f'{args.resume or args.init}')
+                             f'{args.resume or args.init}; leave it out')
         if args.init and not args.resume and given.dataset != stored['dataset']:  # other images, so other files
             given.data_dir, given.transpose, given.binarization = args.data_dir, args.transpose, args.binarization
         args = given
@@ -118,7 +123,8 @@ def check_sizes(args):
         raise cli.UserError('--input_height and --input_width go together')
     height, width = image_shape(args) or (1, 1)
     if args.num_steps * height * width > _MAX_CANVASES:
-        raise cli.UserError(f'{args.num_steps} steps of {height}x{width} pixels: at most {_MAX_CANVASES:,} in all')
+        raise cli.UserError(f'{args.num_steps} steps of {height}x{width} pixels: at most {_MAX_CANVASES:,} in all; '
+                            'give a smaller --input_height and --input_width, or fewer --num_steps')
     for name in ('read_size', 'write_size'):
         if args.input_height and args.attention and getattr(args, name) > min(height, width):
             raise cli.UserError(f"argument --{name}: {getattr(args, name)} is larger than the image's shorter side "
@@ -141,7 +147,9 @@ def read(folder):
             raise ValueError('"validation" or "images" is damaged') from None
         return config
     except OSError as error:
-        raise cli.UserError(f'{folder} is not the folder of a run: {cli.reason(error)}') from None
+        runs = sorted(glob.glob(os.path.join(glob.escape(str(folder)), '*', 'config.json')))
+        hint = f'; name a run in it, such as {cli.shown(os.path.dirname(runs[-1]))}' if runs else ''
+        raise cli.UserError(f'{folder} is not the folder of a run: {cli.reason(error)}{hint}') from None
     except Exception as error:  # on a foreign file, these lines can raise nearly anything
         raise cli.UserError(f'{path} is not the config.json of a run: {cli.reason(error)}') from None
 

@@ -93,7 +93,10 @@ def load_run(folder, contexts=None):
     config = configs.read(folder)
     net = build_net(config['arguments'])
     best, checkpoint = (os.path.join(folder, name) for name in (BEST, CHECKPOINT))
-    has_best = os.path.lexists(best) or not os.path.lexists(checkpoint)
+    has_best = os.path.lexists(best)
+    if not has_best and not os.path.lexists(checkpoint):
+        raise cli.UserError(f'{cli.shown(folder)} has neither {BEST} nor {CHECKPOINT}: a run saves its first '
+                            'parameters when it validates')
     path, prefixes = (best, PREFIXES[:1]) if has_best else (checkpoint, PREFIXES)
     arrays, _ = load(path, net, prefixes)
     net.initialize(ctx=contexts or mx.cpu())

@@ -154,7 +154,7 @@ class Run:
         seen, is_new = self._training.seen if self._training else 0, not self.args.resume
         if error is None:
             return '', 0
-        script = ('python', *self._group.launcher, cli.shown(SCRIPT))
+        script = (cli.python(), *self._group.launcher, cli.shown(SCRIPT))
         gpus = ['--gpu'] if self.args.gpu else ['--gpus', self.args.gpus] if self.args.gpus else []
         resume = self.folder and f'Continue with: {shlex.join([*script, "--resume", cli.shown(self.folder), *gpus])}'
         if isinstance(error, (Stopped, KeyboardInterrupt)):
@@ -166,7 +166,7 @@ class Run:
         if isinstance(error, NotFinite) and seen:
             rate = f'-r {self.args.learning_rate / 10:g}'
             if os.path.exists(self.path(params.BEST)):
-                again = shlex.join(['python', cli.shown(SCRIPT), '--init', cli.shown(self.folder), *gpus])
+                again = shlex.join([cli.python(), cli.shown(SCRIPT), '--init', cli.shown(self.folder), *gpus])
                 return f'train_mnist.py: {error}. The best parameters are kept; start from them with: {again} {rate}', 1
             return f'train_mnist.py: {error}. Try a smaller learning rate: {rate}', 1
         if trained and isinstance(error, (cli.UserError, OSError, MemoryError, mx.MXNetError)):

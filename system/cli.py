@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, argparse.SUPPRESS, doc, formatter_class=_Formatter, allow_abbrev=False)
 
     def error(self, message):
-        self.exit(2, f'{self.prog}: error: {printable(message)}\n')
+        hint = '; --help lists the flags' if message.startswith('unrecognized') else ''
+        self.exit(2, f'{self.prog}: error: {printable(message)}{hint}\n')
 
     def _print_message(self, message, file=None):
         say(message.rstrip('\n'), file or sys.stderr)
@@ -132,6 +134,11 @@ def shown(path):
     except OSError:  # the working folder was deleted
         return path
     return path if relative.startswith('..') else relative
+
+
+def python():
+    """How the user can start this Python."""
+    return 'python' if shutil.which('python') == sys.executable else shown(sys.executable)
 
 
 def path(value):

@@ -32,12 +32,14 @@ def set_environment():
     os.environ.setdefault('MXNET_CPU_PARALLEL_SIZE', str(2 ** 31 - 1))
 
 
-def add_flags(parser, fused=True):
-    """Add the flags that choose the device, and --fused where the operator can be used."""
+def add_flags(parser, painting=False):
+    """Add the flags that choose the device: for painting, which takes one device and core.py itself, --gpu alone."""
     one = parser.add_mutually_exclusive_group()
     one.add_argument('--gpu', action='store_true', help='use the first GPU')
-    one.add_argument('--gpus', metavar='LIST', help='divide every batch among these GPUs: 0,1')
-    if fused:
+    if painting:
+        parser.set_defaults(gpus=None)
+    else:
+        one.add_argument('--gpus', metavar='LIST', help='divide every batch among these GPUs, such as 0,1')
         parser.add_argument(
             '--fused', choices=('auto', 'on', 'off'), default='auto',
             help='on the CPU, compute with the operator in fused/, which needs a C compiler; auto: if there is one')

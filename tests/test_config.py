@@ -67,7 +67,8 @@ def test_what_must_not_change_when_a_run_is_resumed(run, capsys, name):
     if not OTHERS[name]:
         change_config(run, {name: False, **({'read_size': None, 'write_size': None} if name == 'attention' else {})})
     line = refusal(capsys, train_mnist.main, '--resume', 'run', *flag(name, OTHERS[name]))
-    assert f'argument --{name}: ' in line and f'contradicts {stored()[name]} of {os.path.abspath("run")}' in line
+    told = f'contradicts {stored()[name]} of {os.path.abspath("run")}' if name != 'init' else 'not allowed with'
+    assert f'argument --{name}: ' in line and told in line
 
 
 @pytest.mark.parametrize('argv, expected', [([], (False, None)), (['--gpu'], (True, None))])
@@ -104,6 +105,10 @@ def test_a_run_that_starts_from_a_model_may_have_other_images(run):
 def test_contradictions_are_refused_before_work_starts(capsys, argv, reason):
     assert reason in refusal(capsys, train_mnist.main, *argv.split())
     assert not os.path.exists('results')
+
+
+def test_a_folder_of_runs_is_no_run(run):
+    assert fails(config.read, '.').endswith('; name a run in it, such as run')
 
 
 # config.json

@@ -119,6 +119,18 @@ def test_palettes_with_transparency_give_no_warning(tmp_path):
         'The images were converted to grey, shuffled and stripped of their transparency.')
 
 
+def test_black_drawings_on_a_transparent_ground(tmp_path):
+    for i, image in enumerate(numbered(7)):
+        Image.fromarray(np.dstack([0 * image] * 3 + [image])).save(tmp_path / f'{i}.png')
+    assert 'dark without their transparency' in error_line(str(tmp_path))
+
+
+def test_one_picture_or_few(tmp_path):
+    write_pictures(tmp_path, numbered(6))
+    assert 'give the folder of your pictures' in error_line(str(tmp_path / '000.png'))
+    assert 'put them into a folder test/' in error_line(str(tmp_path))
+
+
 def test_pictures_of_16_bits_keep_their_intensities(tmp_path):
     write_pictures(tmp_path, numbered(7).astype(np.uint16) * 257)
     assert every_number(tmp_path) == [*range(7)]

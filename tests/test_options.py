@@ -80,8 +80,8 @@ def test_numbers(capsys, flag):
 
 @pytest.mark.parametrize('argv, reason', [
     (['-s'], 'expected one argument'), (['--binarization', 'none'], 'none'), (['extra'], 'extra'),
-    (['--epochs', '3'], '--epochs'), (['--num_train', '10'], '--num_train'), (['--gpu=1'], '--gpu'),
-    (['--gpus', 'all'], "'all' is not a list"),
+    (['--epochs', '3'], '--epochs 3; --help lists the flags'), (['--num_train', '10'], '--num_train'),
+    (['--gpu=1'], '--gpu'), (['--gpus', 'all'], "'all' is not a list"),
     (['--gpus', '0,0'], "'0,0'"), (['--gpus', ''], "''"),
     *(([f'--{name}', ''], f'--{name}') for name in ('dataset', 'init', 'resume', 'logdir', 'data_dir'))], ids=str)
 def test_bad_options(tmp_path, monkeypatch, capsys, argv, reason):

@@ -202,7 +202,7 @@ def test_termination_leaves_whole_files_and_no_word(plain_run):
 
 @pytest.mark.parametrize('argv, reason', [
     (['-n', '0'], '--num_samples'), (['--scale', '0'], '--scale'), (['extra'], 'extra'),
-    (['--grid', 'a.jpg'], '.gif or .png'), (['--steps', 'a.gif'], '.png'),
+    (['-o', 'a.png'], '--grid FILE.png'), (['--grid', 'a.jpg'], '.gif or .png'), (['--steps', 'a.gif'], '.png'),
     (['--grid', 'a.gif', '-o', 'out'], '--output_dir'), (['--grid', 'a.gif', '--steps', 'a.png'], '--grid'),
     (['--output_dir', ''], '--output_dir'), (['-o', 'file'], 'file'), (['-o', 'file/out'], 'file/out'),
     (['--grid', 'file/a.png'], 'file'), (['--grid', 'folder.png'], 'is a folder'),

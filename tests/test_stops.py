@@ -61,7 +61,7 @@ def attentive(tmp_path_factory):
 def words_after(text, line):
     """The arguments of the command at the end of a line, which can be typed in this folder."""
     python, script, *argv = shlex.split(line.partition(text)[2])
-    assert python == 'python' and os.path.samefile(script, ROOT / 'train_mnist.py')
+    assert os.path.samefile(shutil.which(python), sys.executable) and os.path.samefile(script, ROOT / 'train_mnist.py')
     return argv
 
 def assert_continues(line, whole):

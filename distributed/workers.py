@@ -81,7 +81,7 @@ class Workers(Alone):
     """Several workers (--kvstore dist_sync): a context whose end waits for all of them.
 
     An exception ends the process at once, with the code of a SystemExit, or a traceback and code 1: otherwise MXNet
-    would wait for the other workers, and they for this one. So does a wait for the others of `timeout` seconds.
+    would wait for the other workers, and they for this one. A wait of `timeout` seconds ends it too.
     """
 
     def __init__(self, timeout):

@@ -44,7 +44,7 @@ def parse_args(parser, argv=None):
     args.run = args.run or PRETRAINED
     args.file, suffixes = (args.grid, ('.gif', '.png')) if args.grid else (args.steps, ('.png',))
     if args.output_dir and args.output_dir.lower().endswith(('.gif', '.png')):
-        parser.error('argument --output_dir is a folder; for one picture: --grid FILE.png (-n 1: of one image)')
+        parser.error('argument --output_dir names a folder; for one picture: --grid FILE.png, with -n 1 for one image')
     if args.file and not args.file.lower().endswith(suffixes):
         parser.error(f'{args.file!r} is not a file name that ends in {" or ".join(suffixes)}')
     if args.file and os.path.isdir(args.file):

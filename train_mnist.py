@@ -42,7 +42,7 @@ def train(training, images, validation_images, run):
     """Train until args.num_train_samples are seen. Raises Stopped (after a signal), NotFinite, OSError."""
     args, recent = training.args, []
     if args.init and training.best_bound == np.inf:
-        validate(training, validation_images[:args.num_val_samples], run)  # the run ends no worse than it began
+        validate(training, validation_images[:args.num_val_samples], run)  # first, so that the run ends no worse
     mark = time.perf_counter()
     total = -(-args.num_train_samples // args.batch_size) * args.batch_size  # whole batches
 
@@ -78,7 +78,8 @@ def validate(training, images, run):
     bound, reconstruction, kl_t = training.validate(images)
     run.log.bound('validation', training.seen, reconstruction, bound - reconstruction)
     run.log.kl_per_step(training.seen, kl_t)
-    run.log.gradients(training.net, training.seen)
+    if training.seen:
+        run.log.gradients(training.net, training.seen)
     run.log.pictures(training.net, images, training.seen)
     cli.say(f'{training.seen:>11,} training samples: validation bound {bound:.2f} nats')
     is_best = bool(bound < training.best_bound)
@@ -133,8 +134,8 @@ def main(argv=None):
             training = Training(args, contexts, group)
             training.restore(run.checkpoint(training.net) or initial)
             if run.is_complete(training):
-                cli.say(f'{cli.shown(run.folder)} is complete. To train further, give a larger --num_train_samples: '
-                        'the learning rate rises again, and falls until the new end.')
+                cli.say(f'{cli.shown(run.folder)} is complete. To train further, give a larger --num_train_samples.' + (
+                    ' Its learning rate then rises again, and falls to 0 at the new end.' if args.lr_decay else ''))
                 return 0
             run.begin(training)
             train(training, images, validation_images, run)

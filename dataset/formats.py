@@ -99,7 +99,11 @@ def _pictures(folder):
 
     paths = []
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != '.']
+        folders[:], here = [name for name in folders if name[0] != '.'], os.path.realpath(place)
+        for name in folders:
+            target = os.path.realpath(os.path.join(place, name))
+            if os.path.commonpath([here, target]) == target:
+                raise DataError(f'{os.path.join(place, name)} is a link to a folder that it is in')
         paths += [Path(place, name) for name in names if name[0] != '.']
     paths.sort(key=lambda path: (len(path.parts), path))  # runs recognize their images by this order
     return [[path for path in paths if (path.suffix.lower() in PICTURES) == wanted] for wanted in (True, False)]
@@ -114,8 +118,9 @@ def read_pictures(folder, image_shape, notes):
     if not paths:
         raise DataError(f'{folder} has neither PNG or JPEG files nor IDX files such as train-images-idx3-ubyte')
     if others:
-        notes.add(f'read without {len(others):,} other file{"s" if len(others) > 1 else ""} (such as {others[0].name})')
-    images, sizes, low, high = None, set(), 255, 0
+        name = others[0].name
+        notes.add(f'read without {f"{len(others):,} other files (such as {name})" if len(others) > 1 else name}')
+    images, sizes, low, high, transparent = None, set(), 255, 0, False
     for i, path in enumerate(paths):
         with _reading(path), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # palettes with transparency, which a note mentions
@@ -128,8 +133,9 @@ def read_pictures(folder, image_shape, notes):
                     grey = np.asarray(picture.convert('L'))
                     if picture.mode not in ('1', 'L', 'LA'):
                         notes.add('converted to grey')
-                    if picture.has_transparency_data:
+                    if picture.has_transparency_data and picture.convert('RGBA').getextrema()[3][0] < 255:
                         notes.add('stripped of their transparency')
+                        transparent = True
         sizes.add('x'.join(map(str, grey.shape)))
         if len(sizes) > 1 and not image_shape:
             raise DataError(f'{folder} has images of {" and of ".join(sorted(sizes))}: choose one size with '
@@ -139,7 +145,7 @@ def read_pictures(folder, image_shape, notes):
             images = np.empty((len(paths), *(image_shape or grey.shape)), np.uint8)
         images[i] = resize(grey[None], images.shape[1:]).reshape(images.shape[1:])
         low, high = min(low, grey.min()), max(high, grey.max())
-    if high < 128 and any('transparency' in note for note in notes):
+    if high < 128 and transparent:
         raise DataError(f'{folder} has images that are dark without their transparency; paint white on black instead')
     _check_range(folder, low, high, 255)
     if sizes != {'x'.join(map(str, images.shape[1:]))}:

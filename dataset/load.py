@@ -122,7 +122,7 @@ def same_images(recorded, facts):
             f'{_count(each, both)} images of {each["height"]}x{each["width"]} from {each["path"] or "Pillow"} '
             f'({_LABELS.get(each["dataset"], "own images")}, SHA-256 '
             f'{", ".join(each["splits"][split]["sha256"][:8] for split in both)})' for each in (recorded, facts)))
-            + '; to use these, name them: --dataset PATH (and --init RUN to train on them)')
+            + '; to use these, name them with --dataset (to train on them, with --init RUN in place of --resume)')
 
 
 def _read_known(name, folder, splits):
@@ -156,8 +156,9 @@ def _read_own(path, image_shape, splits, transpose, notes):
     if 'train' not in images and not images.keys() >= {*splits}:
         raise DataError(f'{path} has images for {_and([*images])}, but none for training')
     if 'train' in images and len(images['train']) < 7:
+        place = 'put them into a folder test/ in it' if os.path.isdir(path) else 'save them as x_test in an .npz file'
         raise DataError(f'{path} has too few images for training: {len(images["train"])}; to use all of them for '
-                        'reconstructions or bounds, put them into a folder test/ in it')
+                        f'reconstructions or bounds, {place}')
     notes.update(['shuffled', 'transposed'] if transpose else ['shuffled'])
     for split, array in images.items():
         order = generator(0, 'own images', SPLITS.index(split)).permutation(len(array))

@@ -117,8 +117,8 @@ def _address_for(host):
 def find_address(args):
     """Set args.address, by which all hosts reach this one, and args.port, a free one. Raises cli.UserError."""
     try:
-        found = [_address_for(host) for host in args.hosts]
-        address = args.address or min(found, key=lambda address: address.startswith('127.'))  # this host may be in it
+        # One of the hosts may be this one.
+        address = args.address or min(map(_address_for, args.hosts), key=lambda found: found.startswith('127.'))
         args.address = socket.gethostbyname(address)  # MXNet resolves no names
         with socket.create_server((args.address, 0)) as probe:
             args.port = probe.getsockname()[1]

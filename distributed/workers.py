@@ -114,6 +114,16 @@ class Workers(Alone):
         self._kvstore = None  # MXNet signs off at the scheduler
         self._waits_since = float('inf')
 
+    def sum_gradients(self, parameters):
+        gradients = [gradient for parameter in parameters for gradient in parameter.list_grad()]
+        for gradient in gradients:
+            gradient.wait_to_read()  # for this worker's own work
+        self._waits_since = time.monotonic()
+        super().sum_gradients(parameters)
+        for gradient in gradients:
+            gradient.wait_to_read()
+        self._waits_since = float('inf')
+
     def gather(self, array, number):
         table = np.zeros((number, array.nbytes), np.float32)  # of bytes: MXNet's servers round to float32
         if self.rank < number:

@@ -80,7 +80,7 @@ def build_parser(doc=''):
                        help='where gradients are summed: on the CPU (local), on the devices (device), or on the '
                             'servers of distributed.launch (dist_sync)')
     group.add_argument('--sync_timeout', type=cli.count, metavar='N', default=300,
-                       help='with dist_sync: seconds that a worker waits for the others at most')
+                       help='with dist_sync: the longest that a worker waits for the others, in seconds')
     return parser
 
 

@@ -28,7 +28,7 @@ class Log:
         for split in _CURVES:
             os.makedirs(self._path(split), exist_ok=True)
             self._events[split] = Events(self._path(split), seen)
-        self._events['train'].add_table('configuration', seen, arguments)
+        self._events['train'].add_table('configuration', max(seen, 0), arguments)
 
     def _path(self, name):
         return os.path.join(self._folder, name)

@@ -95,8 +95,7 @@ def load_run(folder, contexts=None):
     best, checkpoint = (os.path.join(folder, name) for name in (BEST, CHECKPOINT))
     has_best = os.path.lexists(best)
     if not has_best and not os.path.lexists(checkpoint):
-        raise cli.UserError(f'{cli.shown(folder)} has neither {BEST} nor {CHECKPOINT}: a run saves its first '
-                            'parameters when it validates')
+        raise cli.UserError(f'{cli.shown(folder)} has neither {BEST} nor {CHECKPOINT}: it has saved no parameters yet')
     path, prefixes = (best, PREFIXES[:1]) if has_best else (checkpoint, PREFIXES)
     arrays, _ = load(path, net, prefixes)
     net.initialize(ctx=contexts or mx.cpu())

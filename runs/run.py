@@ -93,7 +93,8 @@ class Run:
         for name in os.listdir(self.folder):
             if re.search(r'\.\d+\.tmp$', name):  # of a process that was killed
                 os.remove(self.path(name))
-        self.log = Log(self.folder, arguments, training.seen)
+        has_checkpoint = os.path.lexists(self.path(params.CHECKPOINT))
+        self.log = Log(self.folder, arguments, training.seen if has_checkpoint else -1)  # -1: not even a point at 0
         files.write_json(self.path('config.json'), self.config)
         start = f', continued at {training.seen:,} training samples' if training.seen else ''
         cli.say(f'Run folder: {cli.shown(self.folder)}{start}')

@@ -98,8 +98,8 @@ class Training:
         """The (arrays, state) of a checkpoint, the same for a resumed and for an uninterrupted run."""
         arrays = params.arrays_of(self.net)
         for k, name in enumerate(self._parameters):
-            shape = self._parameters[name].shape
-            moments = self._trainer._updaters[0].states.get(k, 2 * [nd.zeros(shape)])  # none before the first step
+            moments = self._trainer._updaters[0].states.get(k)  # none before the first step
+            moments = moments or 2 * [nd.zeros(self._parameters[name].shape)]
             arrays.update((prefix + name, moment.asnumpy()) for prefix, moment in zip(params.PREFIXES[1:], moments))
         best_bound = self.best_bound if np.isfinite(self.best_bound) else None
         return arrays, {'samples_seen': self.seen, 'best_bound': best_bound}

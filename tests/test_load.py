@@ -80,7 +80,7 @@ def test_a_folder_of_pictures(tmp_path):
     assert every_number(tmp_path) == [*range(14)]
     assert load(str(tmp_path)).lines[1] == 'The images were shuffled.'
     (tmp_path / 'a' / 'notes.txt').write_text('')
-    assert load(str(tmp_path)).lines[1] == 'The images were read without 1 other file (such as notes.txt) and shuffled.'
+    assert load(str(tmp_path)).lines[1] == 'The images were read without notes.txt and shuffled.'
 
 
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
@@ -129,6 +129,8 @@ def test_one_picture_or_few(tmp_path):
     write_pictures(tmp_path, numbered(6))
     assert 'give the folder of your pictures' in error_line(str(tmp_path / '000.png'))
     assert 'put them into a folder test/' in error_line(str(tmp_path))
+    np.save(tmp_path / 'few.npy', numbered(6))
+    assert 'save them as x_test' in error_line(str(tmp_path / 'few.npy'))
 
 
 def test_pictures_of_16_bits_keep_their_intensities(tmp_path):
@@ -317,6 +319,7 @@ NO_IMAGES = {  # how to make a file, and what is said of it
     'text.png': (lambda path: path.write_text('0 1 2'), 'cannot identify image'),
     'cut.png': (cut_short, 'cannot be read'),
     'large.png': (lambda path: Image.new('1', (9500, 9500)).save(path), 'exceeds limit'),
+    'loop.png': (lambda path: path.symlink_to('.'), 'is a link to a folder that it is in'),
     'link.png': (lambda path: path.symlink_to(path.name), 'Too many levels of symbolic links'),
     'nothing.npy': (lambda path: path.symlink_to('nothing'), 'does not exist'),
 }

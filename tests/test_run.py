@@ -23,7 +23,7 @@ from networks import assert_equal
 from runs import config, params
 from runs import run as runs_run
 from runs.log import Log
-from runs.run import create, lock
+from runs.run import Run, create, lock
 from runs.training import Training
 from small_runs import (
     ARGV,
@@ -144,8 +144,8 @@ def test_complete_run_says_so_and_changes_nothing(run, capsys):
     assert resume(run) == resume(run, '-t', '32') == 0  # a run does not get shorter
     out, err = capsys.readouterr()
     assert not err
-    assert out.splitlines()[-1] == f'{run} is complete. To train further, give a larger --num_train_samples: ' \
-        'the learning rate rises again, and falls until the new end.'
+    assert out.splitlines()[-1] == f'{run} is complete. To train further, give a larger --num_train_samples.' \
+        ' Its learning rate then rises again, and falls to 0 at the new end.'
     assert contents(run) == before
 
 
@@ -290,6 +290,11 @@ def test_run_from_a_model_continues_exactly(run, monkeypatch, capsys):
     ending(monkeypatch, capsys, Training, 'update', 2, full, argv=[*argv, '--logdir', 'early'])
     ending(monkeypatch, capsys, Training, 'update', 4, send(SIGTERM), argv=[*argv, '--logdir', 'late'])
     assert [checkpoint_of(only_folder(name))[1]['samples_seen'] for name in ('early', 'late')] == [0, 32]
+    with monkeypatch.context() as patch:  # one that is killed before its first checkpoint
+        at_call(patch, Run, 'save_checkpoint', 1, lambda run, *_: shutil.copytree(run.folder, 'killed/run'))
+        train(*argv, logdir='copied')
+    assert resume('killed/run') == 0
+    assert_same_end('killed/run', whole)
     shutil.rmtree(run)
     for name in 'early', 'late':
         assert resume(only_folder(name)) == 0

@@ -58,16 +58,19 @@ def attentive(tmp_path_factory):
         patch.chdir(new_folder(tmp_path_factory))
         return Path.cwd() / train('--attention')
 
+
 def words_after(text, line):
     """The arguments of the command at the end of a line, which can be typed in this folder."""
     python, script, *argv = shlex.split(line.partition(text)[2])
     assert os.path.samefile(shutil.which(python), sys.executable) and os.path.samefile(script, ROOT / 'train_mnist.py')
     return argv
 
+
 def assert_continues(line, whole):
     """The command at the end of a line continues the run to the same end."""
     assert code_of(train_mnist.main, *words_after('Continue with: ', line)) == 0
     assert_same_end(only_folder(), whole)
+
 
 def assert_nothing_is_lost(code, line, whole):
     """A run that fails before its first step leaves no folder; a later one continues to the same end."""
@@ -75,6 +78,7 @@ def assert_nothing_is_lost(code, line, whole):
         return assert_no_run()
     assert code == 1 and not list(only_folder().rglob('*.tmp'))
     assert_continues(line, whole)
+
 
 # Stopped by a signal
 

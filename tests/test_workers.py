@@ -87,8 +87,10 @@ BUSY = '''
 import time
 from distributed import workers
 
-with workers.join('dist_sync', 1) as group:
+with workers.join('dist_sync', 60) as group:
+    group._timeout = 1
     time.sleep(2.5)
+    group._timeout = 60
     print(group.any(True))
 '''
 
@@ -253,22 +255,29 @@ def test_bound_that_is_not_finite_ends_all(workplace):
 STEPPING = '''
 import os
 from distributed import workers
+from mxnet import gluon
+
+weight = gluon.Parameter('weight', shape=(3,))
+weight.initialize()
 
 with workers.join('dist_sync', 5) as group:
     group.any(False)  # the first sum needs the scheduler
     open(f'ready-{group.rank}', 'w').close()
     while not group.any(os.path.exists('stop')):
-        pass
+        while os.path.exists('gradients'):
+            group.sum_gradients([weight])
     print('finished', flush=True)
 '''
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('victim, finished', [
-    (SCHEDULER, 1), (worker(1), 0)], ids=['scheduler', 'worker'])
-def test_process_that_stands_still_is_given_up(workplace, victim, finished):
+@pytest.mark.parametrize('victim, finished, gradients', [
+    (SCHEDULER, 1, False), (worker(1), 0, False), (worker(1), 0, True)], ids=['scheduler', 'worker', 'gradients'])
+def test_process_that_stands_still_is_given_up(workplace, victim, finished, gradients):
     """MXNet would wait forever: for a worker at the next sum, and for the scheduler at the end."""
     Path('stepping.py').write_text(STEPPING)
+    if gradients:
+        Path('gradients').touch()
     with running(launcher(2, 'stepping.py'), lambda: len(list(Path().glob('ready-*'))) == 2) as process:
         os.kill(find(*victim), signal.SIGSTOP)
         if finished:  # worker 1 may have sent its part of the sum, and worker 0 would then finish too

@@ -134,7 +134,6 @@ def read_pictures(folder, image_shape, notes):
                     if picture.mode not in ('1', 'L', 'LA'):
                         notes.add('converted to grey')
                     if picture.has_transparency_data and picture.convert('RGBA').getextrema()[3][0] < 255:
-                        notes.add('stripped of their transparency')
                         transparent = True
         sizes.add('x'.join(map(str, grey.shape)))
         if len(sizes) > 1 and not image_shape:
@@ -145,8 +144,11 @@ def read_pictures(folder, image_shape, notes):
             images = np.empty((len(paths), *(image_shape or grey.shape)), np.uint8)
         images[i] = resize(grey[None], images.shape[1:]).reshape(images.shape[1:])
         low, high = min(low, grey.min()), max(high, grey.max())
-    if high < 128 and transparent:
-        raise DataError(f'{folder} has images that are dark without their transparency; paint white on black instead')
+    if transparent:
+        notes.add('stripped of their transparency')
+        if high < 128:
+            raise DataError(f'{folder} has images that are dark without their transparency; paint white on black '
+                            'instead')
     _check_range(folder, low, high, 255)
     if sizes != {'x'.join(map(str, images.shape[1:]))}:
         notes.add(f'resized from {sizes.pop() if len(sizes) == 1 else f"{len(sizes)} sizes"}')

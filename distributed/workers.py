@@ -91,12 +91,12 @@ class Workers(Alone):
             raise cli.UserError(f'--kvstore dist_sync needs what distributed.launch sets ({error}); to resume in one '
                                 'process: --kvstore device') from None
         self.launcher = shlex.split(os.environ.get('DISTRIBUTED_LAUNCH', f'-m distributed.launch -n {self.size}'))
-        self._timeout, self._waits_since, self._keys = timeout, time.monotonic(), set()
+        self._timeout, self._waits_since, self._keys = timeout, float('inf'), set()
 
     def __enter__(self):
         threading.Thread(target=self._watch, daemon=True).start()
-        self._kvstore = mx.kv.create('dist_sync')  # waits for all processes
-        self._waits_since = float('inf')
+        with self._waiting():  # for all processes
+            self._kvstore = mx.kv.create('dist_sync')
         if self.rank:
             self._folder = tempfile.TemporaryDirectory()
             self.scratch = self._folder.name
@@ -110,29 +110,33 @@ class Workers(Alone):
             sys.stdout.flush()
             os._exit(error.code if kind is SystemExit else 1)
         self.any(False)  # waits for the others
+        with self._waiting():
+            self._kvstore = None  # MXNet signs off at the scheduler
+
+    @contextlib.contextmanager
+    def _waiting(self):
+        """Its body waits for other processes, and may take `timeout` seconds."""
         self._waits_since = time.monotonic()
-        self._kvstore = None  # MXNet signs off at the scheduler
+        yield
         self._waits_since = float('inf')
 
     def sum_gradients(self, parameters):
         gradients = [gradient for parameter in parameters for gradient in parameter.list_grad()]
         for gradient in gradients:
             gradient.wait_to_read()  # for this worker's own work
-        self._waits_since = time.monotonic()
-        super().sum_gradients(parameters)
-        for gradient in gradients:
-            gradient.wait_to_read()
-        self._waits_since = float('inf')
+        with self._waiting():
+            super().sum_gradients(parameters)
+            for gradient in gradients:
+                gradient.wait_to_read()
 
     def gather(self, array, number):
         table = np.zeros((number, array.nbytes), np.float32)  # of bytes: MXNet's servers round to float32
         if self.rank < number:
             table[self.rank] = np.frombuffer(array.tobytes(), np.uint8)
         sums = mx.nd.array(table)
-        self._waits_since = time.monotonic()
-        self._add_up([str(table.shape)], [[sums]])
-        table = sums.asnumpy().astype(np.uint8)
-        self._waits_since = float('inf')
+        with self._waiting():
+            self._add_up([str(table.shape)], [[sums]])
+            table = sums.asnumpy().astype(np.uint8)
         return table.view(array.dtype).reshape(number, *array.shape)
 
     def _watch(self):

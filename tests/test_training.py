@@ -56,9 +56,9 @@ def start(*argv, num_contexts=1, group=None):
 def test_initial_parameters():
     training, _, _ = start('--attention', '-hh', '28', '-ww', '28', '-ar', '2', '-aw', '5')
     net, arrays = training.net, params.arrays_of(training.net)
-    for block in net.read, net.write:  # the filters overlap: halfway between two, each has a third of its height
-        window = nd.array(arrays.pop(f'{"read" if block is net.read else "write"}.window.bias')).reshape((1, 5))
-        mu_x, _, sigma2 = core.filter_centres(nd, window, block.filter_size, net.image_shape)
+    for name in 'read', 'write':  # the filters overlap: halfway between two, each has a third of its height
+        window = nd.array(arrays.pop(f'{name}.window.bias')).reshape((1, 5))
+        mu_x, _, sigma2 = core.filter_centres(nd, window, getattr(net, name).filter_size, net.image_shape)
         distance = (mu_x[0, 1] - mu_x[0, 0]).asscalar()
         assert np.exp(-0.5 * (distance / 2) ** 2 / sigma2.asscalar()) > 0.3
     for name, array in arrays.items():

@@ -16,16 +16,7 @@ from commands import TIME_OUT, python
 from conftest import ROOT
 from distributed import workers
 from launching import SCHEDULER, find, launched, launcher, running, worker
-from small_runs import (
-    SIZES,
-    assert_same_end,
-    checkpoint_of,
-    config_of,
-    new_folder,
-    only_folder,
-    resume,
-    train,
-)
+from small_runs import SIZES, assert_same_end, checkpoint_of, config_of, new_folder, only_folder, resume, train
 
 DIST = ['--kvstore', 'dist_sync', '--sync_timeout', '40']
 ARGV = [*SIZES, '-v', '8', '-f', '80', '--log_freq', '16', '-t', '160']  # 20 steps
